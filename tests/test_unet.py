@@ -1,0 +1,137 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from unet import UNet, UNetConfig
+
+TINY = UNetConfig(ch=32, mult=(1, 2, 2), attn=(1,), blocks=1, dropout=0.0, groups=8)
+
+
+def randomised(config: UNetConfig) -> UNet:
+    """A float64 network in eval mode whose every weight matters: nothing is left near zero."""
+    torch.manual_seed(0)
+    model = UNet(config).double().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_default_is_ddpm_s_cifar10_network():
+    assert count(UNet(UNetConfig())) == 35_746_307  # as published: 35.7 M
+
+
+def test_tiny():
+    model = UNet(TINY)
+    assert count(model) == 1_113_955
+    assert model(torch.randn(2, 3, 16, 16), torch.tensor([0, 999])).shape == (2, 3, 16, 16)
+
+
+def direct_evaluation(weights: dict, config: UNetConfig, x, t):
+    """The same network written out with functions and the weights' names, from the formulas of DDPM's appendix B."""
+
+    def conv(name, h, **kwargs):
+        return F.conv2d(h, weights[name + ".weight"], weights[name + ".bias"], **kwargs)
+
+    def norm(name, h):
+        groups = h.view(h.shape[0], config.groups, -1)
+        mean, var = groups.mean(2, keepdim=True), groups.var(2, unbiased=False, keepdim=True)
+        h = ((groups - mean) / (var + 1e-5).sqrt()).view(h.shape)
+        return h * weights[name + ".weight"][:, None, None] + weights[name + ".bias"][:, None, None]
+
+    def linear(name, h):
+        return h @ weights[name + ".weight"].T + weights[name + ".bias"]
+
+    def silu(h):
+        return h / (1 + torch.exp(-h))
+
+    def attention(name, h):
+        g = norm(name + ".group_norm", h)
+        q, k, v = (conv(f"{name}.proj_{letter}", g).flatten(2) for letter in "qkv")
+        w = torch.softmax(torch.einsum("ncq,nck->nqk", q, k) / math.sqrt(h.shape[1]), dim=2)
+        return h + conv(name + ".proj", torch.einsum("nqk,nck->ncq", w, v).view(h.shape))
+
+    def residual(name, h, attn):
+        out = conv(name + ".block1.2", silu(norm(name + ".block1.0", h)), padding=1)
+        out = out + linear(name + ".temb_proj.1", silu(temb))[:, :, None, None]
+        out = conv(name + ".block2.3", silu(norm(name + ".block2.0", out)), padding=1)
+        out = out + (conv(name + ".shortcut", h) if name + ".shortcut.weight" in weights else h)
+        return attention(name + ".attn", out) if attn else out
+
+    temb = torch.empty(len(t), config.ch, dtype=x.dtype)
+    for i in range(config.ch // 2):
+        frequency = math.exp(-2 * i / config.ch * math.log(10000))
+        temb[:, 2 * i], temb[:, 2 * i + 1] = (t * frequency).sin(), (t * frequency).cos()
+    temb = linear("time_embedding.3", silu(linear("time_embedding.1", temb)))
+
+    h = conv("head", x, padding=1)
+    skips, layer, last = [h], 0, len(config.mult) - 1
+    for level in range(last + 1):
+        for _ in range(config.blocks):
+            h = residual(f"downblocks.{layer}", h, level in config.attn)
+            skips.append(h)
+            layer += 1
+        if level < last:
+            h = conv(f"downblocks.{layer}.main", h, stride=2, padding=1)
+            skips.append(h)
+            layer += 1
+    h = residual("middleblocks.1", residual("middleblocks.0", h, True), False)
+    layer = 0
+    for level in range(last, -1, -1):
+        for _ in range(config.blocks + 1):
+            h = residual(f"upblocks.{layer}", torch.cat([h, skips.pop()], 1), level in config.attn)
+            layer += 1
+        if level > 0:
+            h = conv(f"upblocks.{layer}.main", h.repeat_interleave(2, 2).repeat_interleave(2, 3), padding=1)
+            layer += 1
+    return conv("tail.2", silu(norm("tail.0", h)), padding=1)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        UNetConfig(ch=64, mult=(1, 2, 2, 2), attn=(1,), blocks=2, dropout=0.1),
+        UNetConfig(ch=32, mult=(1, 2), attn=(0, 1), blocks=1, dropout=0.0),
+    ],
+)
+def test_forward_is_the_published_network(config):
+    model = randomised(config)
+    x, t = torch.randn(2, 3, 16, 16, dtype=torch.float64), torch.tensor([3, 870])
+    expected = direct_evaluation(model.state_dict(), config, x, t)
+    # the table of frequencies is float32, as in the published code
+    torch.testing.assert_close(model(x, t), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_every_image_is_answered_by_itself():
+    model = randomised(TINY)
+    x, t = torch.randn(3, 3, 16, 16, dtype=torch.float64), torch.tensor([1, 500, 998])
+    together = model(x, t)
+    alone = torch.cat([model(x[i : i + 1], t[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone)
+
+
+def test_starts_near_zero():
+    torch.manual_seed(0)
+    assert UNet(TINY)(torch.randn(2, 3, 16, 16), torch.tensor([0, 500])).abs().max() < 1e-3
+
+
+def test_dropout_only_in_training():
+    model = UNet(UNetConfig(ch=32, mult=(1,), attn=(), blocks=1, dropout=0.5))
+    torch.nn.init.normal_(model.tail[-1].weight)
+    for block in (*model.downblocks, *model.middleblocks):
+        torch.nn.init.normal_(block.block2[-1].weight)
+    x, t = torch.randn(1, 3, 8, 8), torch.tensor([5])
+    assert not torch.equal(model(x, t), model(x, t))
+    model.eval()
+    assert torch.equal(model(x, t), model(x, t))
+
+
+def test_answers_in_the_precision_that_it_was_asked_in():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert UNet(TINY)(torch.randn(1, 3, 16, 16), torch.tensor([5])).dtype == torch.float32

@@ -1,0 +1,184 @@
+"""The method: train two diffusion models on disjoint halves of the data, and never let one of them answer alone.
+
+DualMD and DistillMD, "Dual-Model Defense: Safeguarding Diffusion Models from Membership Inference
+Attacks through Disjoint Data Splitting" (arXiv 2410.16657), on top of DDPM (Ho et al. 2020) and DDIM
+(Song et al. 2021), whose symbols and equation numbers are used.
+
+An *eps model* is any callable `(x_t (N, 3, H, W), t (N,) int64) -> eps (N, 3, H, W)`: a network, or
+two networks that take turns. Images are float in [-1, 1]. Timesteps run from 0 (hardly any noise)
+to T - 1 (nothing but noise); -1 stands for the clean image, and is only ever a step's goal.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+EpsModel = Callable[[Tensor, Tensor], Tensor]
+
+
+# --- diffusion ---------------------------------------------------------------------------------
+
+
+class NoiseSchedule:
+    """DDPM's linear schedule: `beta` and `alpha_bar`, float64 tensors (T,) on the CPU.
+
+    Wherever a method takes `t`, it is an int, or an int64 tensor (N,) with one timestep an image.
+    """
+
+    def __init__(self, T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02):
+        self.T, self.beta_1, self.beta_T = T, beta_1, beta_T
+        self.beta = torch.linspace(beta_1, beta_T, T, dtype=torch.float64)
+        self.alpha_bar = torch.cumprod(1 - self.beta, dim=0)  # DDPM section 2
+
+    def add_noise(self, x0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
+        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps  (DDPM eq. 4)."""
+        signal, noise = self._signal_and_noise(t, x0)
+        return signal * x0 + noise * eps
+
+    def predict_x0(self, x_t: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
+        """x_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t)  (DDIM eq. 9)."""
+        signal, noise = self._signal_and_noise(t, x_t)
+        return (x_t - noise * eps) / signal
+
+    def ddim_step(
+        self,
+        x: Tensor,
+        eps: Tensor,
+        t: int | Tensor,
+        t_next: int | Tensor,
+        eta: float = 0.0,
+        z: Tensor | None = None,
+    ) -> Tensor:
+        """One DDIM step from x at `t` to `t_next` (DDIM eq. 12), given eps, the noise predicted at x.
+
+        With eta = 0 it is deterministic, and may go either way: towards the image (t_next < t, down
+        to -1) or, as DDIM inversion, towards the noise. eta > 0 mixes in fresh noise z on the way
+        down; eta = 1 is DDPM.
+        """
+        signal, noise = self._signal_and_noise(t, x)
+        signal_next, noise_next = self._signal_and_noise(t_next, x)
+        x0 = self.predict_x0(x, t, eps)
+        if eta == 0:
+            return signal_next * x0 + noise_next * eps
+        # sigma_t = eta sqrt((1 - alpha_bar_next) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t / alpha_bar_next), eq. 16
+        sigma = eta * noise_next / noise * (1 - (signal / signal_next) ** 2).sqrt()
+        return signal_next * x0 + (noise_next**2 - sigma**2).clamp(min=0).sqrt() * eps + sigma * z
+
+    def ddpm_step(self, x: Tensor, eps: Tensor, t: int, z: Tensor) -> Tensor:
+        """One ancestral step from x at `t` to t - 1 (DDPM eq. 11, algorithm 2), with sigma_t^2 = beta_t.
+
+        z is standard normal noise, shaped like x; the last step, t = 0, takes none.
+        """
+        _, noise = self._signal_and_noise(t, x)
+        beta = self.beta[t].item()
+        mean = (x - beta / noise * eps) / (1 - beta) ** 0.5
+        return mean + beta**0.5 * z if t > 0 else mean
+
+    def _signal_and_noise(self, t: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), on x's device, shaped to multiply it."""
+        signal, noise = self._tables(x.dtype, x.device)
+        shape = (-1, 1, 1, 1) if isinstance(t, Tensor) and t.ndim else ()
+        return signal[t].view(shape), noise[t].view(shape)
+
+    @functools.cache  # one copy a device, so that a training step moves nothing
+    def _tables(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        # the 1 at the end is what index -1 finds: alpha_bar of the clean image
+        alpha_bar = torch.cat([self.alpha_bar, torch.ones(1, dtype=torch.float64)])
+        return alpha_bar.sqrt().to(dtype).to(device), (1 - alpha_bar).sqrt().to(dtype).to(device)
+
+
+def training_loss(eps_model: EpsModel, x_t: Tensor, t: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of the predicted noise, a scalar (DDPM eq. 14).
+
+    `target` is the noise that made x_t, or, for a student, what its teachers take it for.
+    """
+    return F.mse_loss(eps_model(x_t, t), target)
+
+
+# --- the defence -------------------------------------------------------------------------------
+
+
+class DualMD:
+    """Two models that take turns: itself an eps model. A answers where t // stride is even, else B.
+
+    A sampler that takes steps of `stride` visits ..., 2 * stride, stride, 0, so that consecutive
+    denoising steps alternate between A and B.
+    """
+
+    def __init__(self, model_a: EpsModel, model_b: EpsModel, stride: int = 10):
+        self.model_a, self.model_b, self.stride = model_a, model_b, stride
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return _ask(self.model_a, self.model_b, (t // self.stride) % 2 == 0, x_t, t)
+
+
+@torch.no_grad()
+def distill_targets(
+    teacher_a: EpsModel, teacher_b: EpsModel, x_t: Tensor, t: Tensor, in_a: Tensor, targets: str
+) -> Tensor:
+    """DistillMD's soft targets, shaped like x_t: what the student learns to predict instead of the true noise.
+
+    `in_a` (N,) bool: True where the image is of half A, which teacher A was trained on.
+    "average": the mean of both teachers. One of them has memorised the image.
+    "cross": the prediction of the teacher that was *not* trained on the image: B's for an image of
+    half A, A's for one of half B. No target has ever seen its image. Each teacher is evaluated only
+    where it is needed. Raises ValueError for any other `targets`.
+    """
+    if targets == "average":
+        return (teacher_a(x_t, t) + teacher_b(x_t, t)) / 2
+    if targets == "cross":
+        return _ask(teacher_b, teacher_a, in_a, x_t, t)
+    raise ValueError(f'targets must be "average" or "cross", not {targets!r}')
+
+
+def _ask(model_where: EpsModel, model_elsewhere: EpsModel, where: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """Put each row to one of two models: to the first where `where` (N,) holds, else to the second."""
+    eps = torch.empty_like(x_t)
+    for model, rows in ((model_where, where), (model_elsewhere, ~where)):
+        if rows.any():
+            eps[rows] = model(x_t[rows], t[rows])
+    return eps
+
+
+# --- sampling ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def sample(
+    eps_model: EpsModel,
+    schedule: NoiseSchedule,
+    shape: tuple[int, int, int, int],
+    *,
+    generator: torch.Generator,
+    method: str = "ddim",
+    stride: int = 10,
+    eta: float = 0.0,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Tensor:
+    """Generate images: noise of `shape` (N, 3, H, W), denoised, clipped to [-1, 1].
+
+    method "ddim" visits every `stride`-th timestep down to 0, with DDIM's eta; "ddpm" is the
+    ancestral sampler, all T steps. Raises ValueError for any other method. All noise is drawn from
+    `generator`, on its device.
+    """
+    if method not in ("ddim", "ddpm"):
+        raise ValueError(f'method must be "ddim" or "ddpm", not {method!r}')
+    if method == "ddpm":
+        stride = 1
+
+    def normal() -> Tensor:
+        return torch.randn(shape, generator=generator, device=generator.device).to(device)
+
+    x = normal()
+    for t in tqdm(range((schedule.T - 1) // stride * stride, -1, -stride), desc="sampling", disable=not progress):
+        eps = eps_model(x, torch.full((shape[0],), t, device=device))
+        if method == "ddpm":
+            x = schedule.ddpm_step(x, eps, t, normal())
+        else:
+            x = schedule.ddim_step(x, eps, t, max(t - stride, -1), eta, normal() if eta else None)
+    return x.clamp(-1, 1)

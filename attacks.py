@@ -17,14 +17,15 @@ from dualmd import EpsModel, NoiseSchedule
 
 
 def _full_precision(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """No gradients and no autocast inside `score`, and a `t` that the schedule has."""
+    """No gradients, no autocast and no TF32 convolutions inside `score`, and a `t` that the schedule has."""
 
     @functools.wraps(score)
     @torch.no_grad()
     def wrapper(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, **kwargs) -> Tensor:
         if not 0 <= t < schedule.T:
             raise ValueError(f"t = {t} is not a timestep of this schedule: 0 to {schedule.T - 1}")
-        with torch.autocast(x0.device.type, enabled=False):
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.autocast(x0.device.type, enabled=False), exact:
             return score(eps_model, schedule, x0, t, **kwargs)
 
     return wrapper

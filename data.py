@@ -158,7 +158,9 @@ def _read_cifar10_batch(path: Path) -> Tensor:
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; all five of CIFAR-10's data_batch_*.bin are needed") from error
     if raw.size == 0 or raw.size % record:
-        raise BadInput(f"{path}: {raw.size:,} bytes is no whole number of {record}-byte records; truncated? fetch it again")
+        raise BadInput(
+            f"{path}: {raw.size:,} bytes is no whole number of {record}-byte records; truncated? fetch it again"
+        )
     raw = raw.reshape(-1, record)
     if raw[:, 0].max() > 9:
         raise BadInput(f"{path}: holds labels above 9, so it is no CIFAR-10 batch; fetch it again")

@@ -119,10 +119,15 @@ class ResBlock(nn.Module):
 
     def __init__(self, ch_in: int, ch_out: int, temb_ch: int, config: UNetConfig, attn: bool):
         super().__init__()
-        self.block1 = nn.Sequential(nn.GroupNorm(config.groups, ch_in), nn.SiLU(), nn.Conv2d(ch_in, ch_out, 3, padding=1))
+        self.block1 = nn.Sequential(
+            nn.GroupNorm(config.groups, ch_in), nn.SiLU(), nn.Conv2d(ch_in, ch_out, 3, padding=1)
+        )
         self.temb_proj = nn.Sequential(nn.SiLU(), nn.Linear(temb_ch, ch_out))
         self.block2 = nn.Sequential(
-            nn.GroupNorm(config.groups, ch_out), nn.SiLU(), nn.Dropout(config.dropout), nn.Conv2d(ch_out, ch_out, 3, padding=1)
+            nn.GroupNorm(config.groups, ch_out),
+            nn.SiLU(),
+            nn.Dropout(config.dropout),
+            nn.Conv2d(ch_out, ch_out, 3, padding=1),
         )
         self.shortcut = nn.Conv2d(ch_in, ch_out, 1) if ch_in != ch_out else nn.Identity()
         self.attn = Attention(ch_out, config.groups) if attn else nn.Identity()

@@ -1,5 +1,6 @@
 """Each score against its formula, worked out once more in numpy and float64, as the published code computes it."""
 
+import itertools
 import math
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_secmi(t, stride):
     """SecMI's ddim_multistep and ddim_singlestep."""
     x = X0.double().numpy()
     targets = list(range(0, t, stride))
-    for now, then in zip(targets, targets[1:], strict=False):
+    for now, then in itertools.pairwise(targets):
         x = ddim_np(x, eps_np(x, now), now, then)
     up = ddim_np(x, eps_np(x, t - stride), t - stride, t)
     back = ddim_np(up, eps_np(up, t), t, t - stride)
@@ -119,12 +120,13 @@ def test_scores_are_float32_and_keep_no_gradient(name):
     weight, inside = torch.ones((), requires_grad=True), []
 
     def eps_model(x, t):
-        inside.append((torch.is_autocast_enabled("cpu"), x.dtype))
+        inside.append((torch.is_autocast_enabled("cpu"), torch.backends.cudnn.allow_tf32, x.dtype))
         return weight * torch.sin(x)
 
     with torch.autocast("cpu", torch.bfloat16):
         score = run(name, eps_model, X0)
-    assert set(inside) == {(False, torch.float32)} and not score.requires_grad
+    assert set(inside) == {(False, False, torch.float32)} and not score.requires_grad
+    assert torch.backends.cudnn.enabled and torch.backends.cudnn.allow_tf32, "afterwards all is as it was"
 
 
 @pytest.mark.parametrize("name", ["secmi", "pia", "pian"])
@@ -137,14 +139,14 @@ def test_each_image_has_a_score_of_its_own(name):
 @pytest.mark.parametrize("name", ["loss", "secmi", "pia"])  # not pian: it cannot scale the 0 noise that is found here
 def test_a_model_that_knows_its_images_gives_them_away(name):
     """The exact eps model of a dataset of 8 images: attacked, it tells them from 8 others. Higher means member."""
-    members, others = torch.rand(2, 8, 3, 8, 8, generator=generator(1)) * 2 - 1
+    members, others = torch.rand(2, 8, 3, 8, 8, generator=generator(1), dtype=torch.float64) * 2 - 1
 
     def exact(x, t):
         """eps = (x_t - sqrt(alpha_bar_t) E[x_0 | x_t]) / sqrt(1 - alpha_bar_t), the mean over the dataset."""
         alpha_bar = SCHEDULE.alpha_bar[t][:, None]
-        distance = (x.double().flatten(1)[:, None] - alpha_bar[:, None].sqrt() * members.double().flatten(1)).square().sum(2)
-        x0 = torch.softmax(-distance / (2 * (1 - alpha_bar)), 1) @ members.double().flatten(1)
-        return ((x.double().flatten(1) - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()).view(x.shape).to(x.dtype)
+        distance = torch.cdist(x.flatten(1) / alpha_bar.sqrt(), members.flatten(1))
+        x0 = torch.softmax(-(distance**2) * alpha_bar / (2 * (1 - alpha_bar)), dim=1) @ members.flatten(1)
+        return ((x.flatten(1) - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()).view(x.shape)
 
     scores = run(name, exact, torch.cat([members, others]))
     assert scores[:8].min() > scores[8:].max()

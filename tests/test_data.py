@@ -31,7 +31,7 @@ def test_split_is_disjoint_and_exhaustive(n, members):
     assert len(split.nonmembers) == count
     everything = torch.cat([split.a, split.b, split.nonmembers])
     assert everything.dtype == torch.int64
-    assert len(everything.unique()) == 2 * count and 0 <= everything.min() and everything.max() < n
+    assert len(everything.unique()) == 2 * count and everything.min() >= 0 and everything.max() < n
     assert torch.equal(split.members, torch.cat([split.a, split.b]))
 
 
@@ -190,7 +190,7 @@ def test_image_folder_where_cifar_is_expected(tmp_path):
 
 
 class Server:
-    """A file server on 127.0.0.1 that can break off: `.content`, `.cut` (bytes to send, then hang up), `.ranges` asked."""
+    """Serve `.content` on 127.0.0.1, or hang up after `.cut` bytes of it; remember the `.ranges` asked for."""
 
     def __init__(self):
         outer = self

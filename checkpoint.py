@@ -1,0 +1,169 @@
+"""A trained model as a file, with all that it takes to judge it: weights, sizes, dataset, split, settings.
+
+A run directory holds up to five: all.pt, A.pt, B.pt, distill-cross.pt and distill-average.pt, and an
+`.unfinished` file for each training that is not over. Nothing outside this module knows the format.
+Files are read with `weights_only=True`: as data, never as code.
+"""
+
+import dataclasses
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data import Split, fingerprint
+from dualmd import NoiseSchedule
+from files import BadInput, atomic_write
+from unet import UNet, UNetConfig
+
+FORMAT = "dualmd checkpoint 1"
+NAMES = ("all", "A", "B", "distill-cross", "distill-average")
+
+
+@dataclass
+class Checkpoint:
+    name: str  # one of NAMES
+    dataset: dict  # name, data_dir, size, seed: what data.load takes; sha256: of the pixels that it gave
+    split: Split
+    trained_on: Tensor  # indices of the images that this model's training saw
+    settings: dict  # of the training: seed, epochs, batch, lr, ...
+    unet: UNetConfig
+    weights: dict[str, Tensor]  # the averaged (EMA) ones
+    schedule: dict = field(default_factory=lambda: {"T": 1000, "beta_1": 1e-4, "beta_T": 0.02})
+
+    def eps_model(self, device: torch.device | str = "cpu") -> UNet:
+        """The network, ready to be asked: in eval mode, without gradients."""
+        model = UNet(self.unet)
+        model.load_state_dict(self.weights)
+        return model.to(device).eval().requires_grad_(False)
+
+    def noise_schedule(self) -> NoiseSchedule:
+        return NoiseSchedule(**self.schedule)
+
+
+def path_in(run: Path, name: str) -> Path:
+    return run / f"{name}.pt"
+
+
+def save(run: Path, checkpoint: Checkpoint) -> None:
+    """Write the finished model into `run`, whole or not at all; its `.unfinished` file has served."""
+    with atomic_write(path_in(run, checkpoint.name)) as temporary:
+        torch.save({"format": FORMAT} | dataclasses.asdict(checkpoint), temporary)
+    _unfinished(run, checkpoint.name).unlink(missing_ok=True)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint, to the CPU. Raises BadInput where there is none, or the file is none of ours."""
+    content = _read(path)
+    if content.pop("format", None) != FORMAT:
+        raise BadInput(f"{path} is not a checkpoint of this project: it does not say {FORMAT!r}")
+    try:
+        content["split"], content["unet"] = Split(**content["split"]), UNetConfig(**content["unet"])
+        checkpoint = Checkpoint(**content)
+        checkpoint.eps_model()  # do weights and sizes fit?
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
+        raise BadInput(f"{path} is a damaged checkpoint: {str(error).splitlines()[0]}") from error
+    return checkpoint
+
+
+def load_run(run: Path) -> dict[str, Checkpoint]:
+    """All finished models of a run directory by name, in the order of NAMES.
+
+    Raises BadInput where there is none, or where two were not trained on the same images and split:
+    half A of one split and half B of another are not disjoint.
+    """
+    found = {name: load(path_in(run, name)) for name in NAMES if path_in(run, name).exists()}
+    if not found:
+        raise BadInput(f"no trained model in {run}/: train one (python train.py --split A), or name a run with --run")
+    first, *others = found.values()
+    for other in others:
+        require_same_images(first, other, run)
+    return found
+
+
+def require_same_images(one: Checkpoint, other: Checkpoint, run: Path) -> None:
+    """Raise BadInput, naming the difference, unless both models stand on the same images and the same split."""
+    for key in ("name", "size", "seed", "sha256"):
+        if one.dataset[key] != other.dataset[key]:
+            raise BadInput(
+                f"{run}: {one.name} and {other.name} differ in their dataset's {key} ({one.dataset[key]}, "
+                f"{other.dataset[key]}); give each experiment a --run of its own"
+            )
+    for part in ("a", "b", "nonmembers"):
+        if not torch.equal(getattr(one.split, part), getattr(other.split, part)):
+            raise BadInput(
+                f"{run}: {one.name} and {other.name} have different splits (from --members, --seed or "
+                "--member-split); give each experiment a --run of its own"
+            )
+
+
+def require_images(checkpoint: Checkpoint, images: Tensor) -> None:
+    """Raise BadInput unless `images` are the ones that this model's indices number."""
+    if fingerprint(images) != checkpoint.dataset["sha256"]:
+        raise BadInput(
+            f"these {checkpoint.dataset['name']} images are not those that {checkpoint.name} was trained on; "
+            "name their directory with --data-dir"
+        )
+
+
+# --- a training: wanted, unfinished, resumed ------------------------------------------------------
+
+
+def is_trained(run: Path, wanted: Checkpoint) -> bool:
+    """Is the wanted model in `run`? Raises BadInput where it was trained otherwise."""
+    path = path_in(run, wanted.name)
+    if not path.exists():
+        return False
+    _require_same_settings(load(path).settings, wanted.settings, path)
+    return True
+
+
+def save_unfinished(run: Path, wanted: Checkpoint, parts: dict, step: int) -> None:
+    """Keep what the training needs to go on after `step` steps; `parts` are whatever has a state_dict."""
+    state = {name: part.state_dict() for name, part in parts.items()}
+    with atomic_write(_unfinished(run, wanted.name)) as temporary:
+        torch.save({"settings": wanted.settings, "pixels": wanted.dataset["sha256"], "step": step} | state, temporary)
+
+
+def resume(run: Path, wanted: Checkpoint, parts: dict) -> int:
+    """Load into `parts` what `save_unfinished` kept, and return its step; 0 where nothing was kept."""
+    path = _unfinished(run, wanted.name)
+    if not path.exists():
+        return 0
+    state = _read(path)
+    try:
+        found = state["settings"] | {"pixels": state["pixels"]}
+        _require_same_settings(found, wanted.settings | {"pixels": wanted.dataset["sha256"]}, path)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return state["step"]
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
+        raise BadInput(f"{path} is damaged: --restart begins anew") from error
+
+
+def _unfinished(run: Path, name: str) -> Path:
+    return run / f"{name}.unfinished"
+
+
+def _require_same_settings(found: dict, wanted: dict, path: Path) -> None:
+    for key in wanted:
+        if wanted[key] != found.get(key):
+            raise BadInput(
+                f"{path} was trained with {key} = {found.get(key)}, not {wanted[key]}: "
+                "--restart begins anew, --run names another directory"
+            )
+
+
+def _read(path: Path) -> dict:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about how a foreign file was pickled
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise BadInput(f"{path} does not exist") from error
+    except Exception as error:  # on bytes that it did not write, torch.load raises almost anything
+        raise BadInput(f"{path} is not a checkpoint of this project: torch cannot read it as plain data") from error
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} is not a checkpoint of this project: it holds a {type(content).__name__}")
+    return content

@@ -1,0 +1,77 @@
+"""What the scripts share: flags of one name and meaning, the device, seeds, and errors in one line."""
+
+import argparse
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from data import DATASETS
+from files import BadInput
+
+
+def parser(description: str, example: str) -> argparse.ArgumentParser:
+    """An argument parser with the flags that every script takes."""
+    result = argparse.ArgumentParser(description=description, epilog=f"example: {example}")
+    result.error = lambda message: fail(f"{message} (--help lists all flags)")
+    result.add_argument("--dataset", choices=DATASETS, default="cifar10", help="default: %(default)s")
+    result.add_argument("--run", type=Path, help="directory of the run's models (default: runs/DATASET)")
+    result.add_argument("--data-dir", help="where CIFAR-10 is, or is downloaded to (default: data/)")
+    result.add_argument("--device", type=device, default="auto", help="cpu, cuda, mps (default: cuda if there is one)")
+    return result
+
+
+def run_directory(args: argparse.Namespace) -> Path:
+    return args.run or Path("runs") / args.dataset
+
+
+def device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise argparse.ArgumentTypeError(f"this machine's torch has no device {name!r}") from error
+    return torch.device(name)
+
+
+def natural(text: str) -> int:
+    """Type of a flag that takes 1, 2, 3, ..."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive whole number")
+    return value
+
+
+def seed(text: str) -> int:
+    """Type of --seed; numpy's generator takes 32 bits."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 2**32 - 1")
+    return value
+
+
+def seed_for(*purpose: str | int) -> int:
+    """A seed that is a function of what it is for: seed_for(0, "A", "step", 7) has nothing in common with step 8's.
+
+    Python hashes a string seed by SHA-512, the same on every machine.
+    """
+    return random.Random("/".join(map(str, purpose))).getrandbits(63)
+
+
+def fail(message: str) -> None:
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a script's main; what the user can mend ends in one line and exit status 2."""
+    try:
+        main()
+    except BadInput as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,317 @@
+"""The scripts as a user meets them: what they do, what they refuse, and the whole story on real images."""
+
+import copy
+import os
+import pickle
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+import checkpoint
+import data
+import sample as sample_script
+import train
+from files import BadInput
+
+
+def run(script, *flags, cwd):
+    """Run a script in a process of its own; its lanes beside it keep to one thread each."""
+    return subprocess.run(
+        [sys.executable, ROOT / script, *map(str, flags)],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def call(monkeypatch, *flags):
+    """train.py's main in this process, on the toy data with 8 members unless `flags` say otherwise."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "--dataset", "toy", "--device", "cpu", *map(str, flags)])
+    train.main()
+
+
+TINY = ("--members", 8, "--epochs", 3)
+
+
+@pytest.fixture(autouse=True)
+def few_toy_images(monkeypatch):
+    """Draw 80 toy images, not 1,024, in this process."""
+    draw = data.toy
+    monkeypatch.setattr(data, "toy", lambda size, seed: draw(size, seed, n=80))
+
+
+def record(monkeypatch, module, name):
+    """From now on, each call of module.name leaves its arguments and its result in the list returned."""
+    calls, function = [], getattr(module, name)
+
+    def recorder(*args):
+        result = function(*args)
+        calls.append((args, result))
+        return result
+
+    monkeypatch.setattr(module, name, recorder)
+    return calls
+
+
+def pixels(images):
+    """Images as things that can be compared and counted."""
+    return [image.numpy().tobytes() for image in images]
+
+
+def weights(run, name):
+    return checkpoint.load(run / f"{name}.pt").weights
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+# --- training ---
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path, monkeypatch):
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        call(monkeypatch, "--split", "A", "--run", tmp_path / name, "--seed", seed, *TINY)
+        torch.manual_seed(123)  # what happened before in this process does not matter
+    assert same(weights(tmp_path / "one", "A"), weights(tmp_path / "same", "A"))
+    assert not same(weights(tmp_path / "one", "A"), weights(tmp_path / "other", "A"))
+
+
+def test_every_model_records_and_sees_its_own_images(tmp_path, monkeypatch):
+    """Each image exactly once an epoch, and no other: A its half, B the other, undefended and student both."""
+    seen = record(monkeypatch, data, "to_float")
+    pool = data.toy(16, 0)
+    split = data.index_split(len(pool), 8, seed=0)
+    expected = {"A": split.a, "B": split.b, "all": split.members, "distill-cross": split.members}
+    for name, indices in expected.items():
+        seen.clear()
+        which = ("--distill", "cross") if name == "distill-cross" else ("--split", name, *TINY)
+        call(monkeypatch, *which, "--run", tmp_path)
+        assert torch.equal(checkpoint.load(tmp_path / f"{name}.pt").trained_on, indices)
+        trained_on = [image for (images,), _ in seen for image in pixels(images)]
+        assert sorted(trained_on) == sorted(3 * pixels(pool[indices]))
+
+
+@pytest.mark.parametrize("targets", ["cross", "average"])
+def test_a_student_learns_from_the_right_teachers(tmp_path, monkeypatch, targets):
+    for half in "AB":
+        call(monkeypatch, "--split", half, "--run", tmp_path, *TINY)
+    half_a = pixels(data.toy(16, 0)[checkpoint.load(tmp_path / "A.pt").split.a])
+    batches = record(monkeypatch, data, "to_float")
+    asked = record(monkeypatch, train, "distill_targets")
+    losses = record(monkeypatch, train, "training_loss")
+    call(monkeypatch, "--distill", targets, "--run", tmp_path)
+    assert len(asked) == 3
+    for ((images,), _), ((a, b, x_t, t, in_a, how), target), (loss_args, _) in zip(batches, asked, losses, strict=True):
+        assert same(a.state_dict(), weights(tmp_path, "A")) and same(b.state_dict(), weights(tmp_path, "B"))
+        assert in_a.tolist() == [image in half_a for image in pixels(images)]
+        assert how == targets
+        assert loss_args[1] is x_t and loss_args[2] is t and loss_args[3] is target
+
+
+def test_the_undefended_model_learns_the_true_noise(tmp_path, monkeypatch):
+    noised = record(monkeypatch, train.checkpoint.NoiseSchedule, "add_noise")
+    losses = record(monkeypatch, train, "training_loss")
+    call(monkeypatch, "--split", "all", "--run", tmp_path, *TINY)
+    for ((_, _, t, eps), x_t), (loss_args, _) in zip(noised, losses, strict=True):
+        assert loss_args[1] is x_t and loss_args[2] is t and loss_args[3] is eps
+
+
+def test_a_training_that_was_cut_off_goes_on(tmp_path, monkeypatch):
+    """And ends at the very weights that it would have had."""
+    flags = ("--split", "all", "--members", 40, "--epochs", 4)
+    call(monkeypatch, *flags, "--run", tmp_path / "undisturbed")
+
+    class Cut(Exception):
+        pass
+
+    def cut_after(steps):
+        def loss(*args, f=train.training_loss, left=[steps]):  # noqa: B006  the list is the counter
+            left[0] -= 1
+            if left[0] < 0:
+                raise Cut
+            return f(*args)
+
+        return loss
+
+    monkeypatch.setattr(train, "SAVE_EVERY", -1)
+    resumed = record(monkeypatch, checkpoint, "resume")
+    for run_for in (1, 4):  # an epoch is 3 steps: cut off within one
+        with monkeypatch.context() as patch, pytest.raises(Cut):
+            patch.setattr(train, "training_loss", cut_after(run_for))
+            call(monkeypatch, *flags, "--run", tmp_path / "cut")
+        assert not (tmp_path / "cut" / "all.pt").exists()
+    with pytest.raises(BadInput, match="all.unfinished was trained with epochs = 4, not 5"):
+        call(monkeypatch, "--split", "all", "--members", 40, "--epochs", 5, "--run", tmp_path / "cut")
+    call(monkeypatch, *flags, "--run", tmp_path / "cut")
+    assert [step for _, step in resumed[:2] + resumed[-1:]] == [0, 1, 5]
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["all.pt"]
+    assert same(weights(tmp_path / "undisturbed", "all"), weights(tmp_path / "cut", "all"))
+
+
+def test_the_average_of_the_weights_is_kept(tmp_path, monkeypatch):
+    """After one step the average is a tenth of the initial weights and nine tenths of the new ones."""
+    models = record(monkeypatch, train, "UNet")  # the model, and its average
+    initial = {}
+    monkeypatch.setattr(
+        checkpoint, "resume", lambda run, wanted, parts: initial.update(copy.deepcopy(parts["model"].state_dict())) or 0
+    )
+    call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--epochs", 1)
+    new, saved = models[0][1].state_dict(), weights(tmp_path, "A")
+    assert not same(initial, new)
+    for key in initial:
+        torch.testing.assert_close(saved[key], 0.1 * initial[key] + 0.9 * new[key])
+
+
+def test_a_run_stays_one_experiment(tmp_path, monkeypatch, capsys):
+    call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
+    before = (tmp_path / "A.pt").read_bytes()
+    call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
+    assert "is trained already" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="A.pt was trained with epochs = 3, not 4"):
+        call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--epochs", 4)
+    with pytest.raises(BadInput, match="B and A differ in their dataset's seed"):
+        call(monkeypatch, "--split", "B", "--run", tmp_path, *TINY, "--seed", 1)
+    with pytest.raises(BadInput, match="B and A have different splits"):
+        call(monkeypatch, "--split", "B", "--run", tmp_path, "--members", 12, "--epochs", 3)
+    with pytest.raises(BadInput, match="B.pt does not exist"):
+        call(monkeypatch, "--distill", "cross", "--run", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["A.pt"] and (tmp_path / "A.pt").read_bytes() == before
+    call(monkeypatch, "--split", "B", "--run", tmp_path, *TINY)
+    with pytest.raises(BadInput, match="--members 12: the teachers in .* were trained with 8"):
+        call(monkeypatch, "--distill", "cross", "--run", tmp_path, "--members", 12)
+    call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--epochs", 4, "--restart")
+    assert checkpoint.load(tmp_path / "A.pt").settings["epochs"] == 4
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "training_loss", lambda model, x_t, t, target: model(x_t, t).mean() * float("nan"))
+    with pytest.raises(BadInput, match="loss of A is not a number"):
+        call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
+    assert not (tmp_path / "A.pt").exists()
+
+
+# --- sampling ---
+
+
+def test_grid_shows_the_images_in_order():
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 16, 16).clone()
+    images[1, :, 0, 2] = 99  # first row, third column
+    picture = np.asarray(sample_script.grid(images))
+    assert picture.shape == (2 * 64, 3 * 64, 3)
+    assert picture[32::64, 32::64, 0].tolist() == [[0, 1, 2], [3, 4, 255]]
+    assert (picture[0:4, 64 + 8 : 64 + 12] == 99).all() and (picture == 99).sum() == 3 * 16
+
+
+# --- refusals: one line, status 2, nothing written ---
+
+
+def tree(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def scene(folder, real_batch: bytes):
+    """Directories that are not what they should be."""
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "cat.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "cut" / "cifar-10-batches-bin").mkdir(parents=True)
+    for i in range(1, 6):
+        (folder / "cut" / "cifar-10-batches-bin" / f"data_batch_{i}.bin").write_bytes(real_batch[: 3073 * 4 - (i == 2)])
+    (folder / "foreign").mkdir()
+    torch.save({"ema_model": {}}, folder / "foreign" / "all.pt")
+    (folder / "pickled").mkdir()
+    (folder / "pickled" / "all.pt").write_bytes(pickle.dumps({"scores": [1, 2]}))
+
+
+REFUSALS = {
+    "evaluate.py --attack pia": "no trained model in runs/cifar10/: train one .*",
+    "evaluate.py --attack guess": "argument --attack: invalid choice: 'guess' .*",
+    "evaluate.py --run foreign": "foreign/all.pt is not a checkpoint of this project: .*",
+    "evaluate.py --run pickled": "pickled/all.pt is not a checkpoint of this project: .*",
+    "sample.py --model dual": "runs/cifar10/A.pt does not exist",
+    "sample.py --run foreign --model all": "foreign/all.pt is not a checkpoint of this project: .*",
+    "sample.py --eta 2": "--eta 2.0: must be between 0 and 1",
+    "train.py": "one of the arguments --split --distill is required .*",
+    "train.py --split C": "argument --split: invalid choice: 'C' .*",
+    "train.py --split A --data-dir nowhere": "--data-dir nowhere: no such directory; .*",
+    "train.py --split A --data-dir pictures": "--data-dir pictures: no cifar-10-batches-bin/data_batch_1.bin in it; .*",
+    "train.py --split A --data-dir cut": "cut/.*/data_batch_2.bin: 12,291 bytes is no whole number of .*",
+    "train.py --split A --dataset toy --run foreign": "foreign/all.pt is not a checkpoint of this project: .*",
+    "train.py --split A --dataset toy --members 7": "--members 7: must be even, and from 2 to 512 .*",
+    "train.py --split A --dataset toy --members 0": "argument --members: 0 is not a positive whole number .*",
+    "train.py --split A --dataset toy --seed -1": "argument --seed: -1 is not between 0 and .*",
+    "train.py --split A --device warp": "argument --device: this machine's torch has no device 'warp' .*",
+    "train.py --distill cross": "runs/cifar10/A.pt does not exist",
+    "train.py --split A --dataset toy --member-split cut": "--member-split cut: not an .npz file .*",
+}
+
+
+def test_refusals(tmp_path):
+    scene(tmp_path, bytes(3073 * 4))
+    before = tree(tmp_path)
+    with ThreadPoolExecutor(2) as two:
+        results = two.map(lambda command: run(*command.split(), cwd=tmp_path), REFUSALS)
+    for (command, message), result in zip(REFUSALS.items(), results, strict=True):
+        assert result.returncode == 2, command
+        error = [line for line in result.stderr.splitlines() if "it/s" not in line]
+        assert len(error) == 1, f"{command}: {result.stderr}"
+        assert re.fullmatch(f"{command.split()[0]}: {message}", error[0])
+    assert tree(tmp_path) == before
+
+
+# --- the whole story, on real images ---
+
+
+@pytest.fixture(scope="module")
+def trained(real_images, tmp_path_factory):
+    """A run on real CIFAR-10 at 16x16, small enough for a test and long enough for memorisation to begin."""
+    folder = tmp_path_factory.mktemp("end-to-end")
+
+    def train_in_turn(*models):
+        for model in models:
+            size = () if "--distill" in model else ("--members", 32, "--epochs", 300, "--preset", "tiny")
+            flags = ("--data-dir", real_images, "--device", "cpu", *size)
+            result = run("train.py", *model.split(), *flags, cwd=folder)
+            assert result.returncode == 0, result.stderr
+
+    with ThreadPoolExecutor(2) as two:
+        beside = two.submit(train_in_turn, "--split all")
+        train_in_turn("--split A", "--split B", "--distill cross")
+        beside.result()
+    return folder
+
+
+def test_the_defence_defends(trained):
+    result = run("evaluate.py", "--attack", "pia", "loss", cwd=trained)
+    assert result.returncode == 0, result.stderr
+    rows = re.findall(r"^(\S.*?) {2,}(\w+) +\d+ +([\d.]+)", result.stdout, re.MULTILINE)
+    auc = {(model, attack): float(value) for model, attack, value in rows}
+    print(result.stdout)
+    models = ["undefended", "DualMD", "DistillMD cross"]
+    assert list(auc) == [(model, attack) for model in models for attack in ("pia", "loss")]
+    assert auc["undefended", "pia"] > 0.8
+    assert auc["DistillMD cross", "pia"] < auc["undefended", "pia"] - 0.15
+    # each half answers half of the questions
+    assert auc["DistillMD cross", "pia"] - 0.15 < auc["DualMD", "pia"] < auc["undefended", "pia"]
+
+
+def test_samples_are_a_picture(trained):
+    result = run("sample.py", "--model", "dual", "--n", 5, cwd=trained)
+    assert result.returncode == 0, result.stderr
+    assert Image.open(trained / "runs" / "cifar10" / "samples-dual.png").size == (192, 128)
+
+
+def test_one_half_alone_is_attacked_on_its_own_images(trained):
+    for name in ("B", "all", "distill-cross"):
+        (trained / "runs" / "cifar10" / f"{name}.pt").unlink()
+    result = run("evaluate.py", "--attack", "pia", cwd=trained)
+    assert re.search(r"^A alone +pia ", result.stdout, re.MULTILINE), result.stdout + result.stderr

@@ -1,0 +1,171 @@
+"""Train one model of a run: half A's, half B's, the undefended one on all members, or a student of A and B.
+
+    python train.py --split A            python train.py --distill cross
+
+One step's randomness (which images, timesteps, noise, dropout) is a function of --seed, the model's
+name and the step, and of nothing else: the same seed gives the same weights, and a training that was
+cut off goes on as if it had not been.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import checkpoint
+import cli
+import data
+from dualmd import distill_targets, training_loss
+from files import BadInput
+from unet import UNet, UNetConfig
+
+PRESETS = {
+    # Minutes on a laptop: small images, few enough to be learnt by heart. Four channels a group, as at the
+    # paper's scale: with one, the norms hide from the network how noisy its input is, and PIA reads nothing.
+    "tiny": {
+        "unet": UNetConfig(ch=32, mult=(1, 2, 2), attn=(1,), blocks=1, dropout=0.1, groups=8),
+        "size": 16,
+        "members": 256,
+        "train": {"epochs": 600, "batch": 16, "lr": 1e-3, "warmup": 100, "ema": 0.999, "flip": False},
+    },
+    # The paper's scale: the network and training of DDPM, as SecMI and PIA attack it (800,000 steps).
+    "cifar10": {
+        "unet": UNetConfig(),
+        "size": 32,
+        "members": None,
+        "train": {"epochs": 4096, "batch": 128, "lr": 2e-4, "warmup": 5000, "ema": 0.9999, "flip": True},
+    },
+}
+SAVE_EVERY = 300  # seconds between two saves of an unfinished training
+
+
+def parse_args():
+    parser = cli.parser(__doc__.partition("\n")[0], "python train.py --split A --dataset toy")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--split", choices=["A", "B", "all"], help="train on half A, half B, or all (undefended)")
+    which.add_argument("--distill", choices=["cross", "average"], help="train a student on the run's A and B")
+    parser.add_argument("--preset", choices=PRESETS, help="sizes and schedule (default: cifar10 with a GPU, else tiny)")
+    parser.add_argument("--members", type=cli.natural, help="images of A and B together (default: the preset's)")
+    parser.add_argument("--member-split", type=Path, help="a published split: .npz, mia_train_idxs and mia_eval_idxs")
+    parser.add_argument("--epochs", type=cli.natural, help="times that each image is seen (default: the preset's)")
+    parser.add_argument("--seed", type=cli.seed, help="everything random hangs on it (default: 0)")
+    parser.add_argument("--restart", action="store_true", help="begin anew, even if this model is trained already")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    run, device = cli.run_directory(args), args.device
+    name = args.split or f"distill-{args.distill}"
+
+    # --- what to train: a student takes everything from its teachers ---
+    if args.distill:
+        a, b = (checkpoint.load(checkpoint.path_in(run, half)) for half in "AB")
+        checkpoint.require_same_images(a, b, run)
+        for flag in ("preset", "members", "member_split", "seed"):
+            given, theirs = getattr(args, flag), a.settings[flag]
+            if given is not None and str(given) != str(theirs):
+                raise BadInput(f"--{flag.replace('_', '-')} {given}: the teachers in {run}/ were trained with {theirs}")
+        settings = a.settings | {"targets": args.distill}
+        config, dataset, split = a.unet, a.dataset, a.split
+        print(f"preset {settings['preset']}, like the teachers {run}/A.pt and {run}/B.pt")
+        images = data.load(dataset["name"], args.data_dir or dataset["data_dir"], dataset["size"], dataset["seed"])
+        checkpoint.require_images(a, images)
+        teacher_a, teacher_b = a.eps_model(device), b.eps_model(device)
+    else:
+        preset_name = args.preset or ("cifar10" if device.type == "cuda" else "tiny")
+        preset, seed = PRESETS[preset_name], args.seed or 0
+        reason = "as --preset says" if args.preset else f"since the device is {device}"
+        print(f"preset {preset_name}, {reason}: {preset['size']}x{preset['size']} images, {preset['unet']}")
+        images = data.load(args.dataset, args.data_dir, preset["size"], seed)
+        split = data.index_split(len(images), args.members or preset["members"], seed, args.member_split)
+        dataset = {"name": args.dataset, "data_dir": args.data_dir, "size": preset["size"], "seed": seed}
+        dataset["sha256"] = data.fingerprint(images)
+        settings = {"preset": preset_name, "seed": seed, "members": len(split.members)} | preset["train"]
+        settings["member_split"] = args.member_split and str(args.member_split)
+        settings["targets"] = "noise"
+        config = preset["unet"]
+    settings["epochs"] = args.epochs or settings["epochs"]
+    trained_on = {"A": split.a, "B": split.b}.get(name, split.members)
+
+    result = checkpoint.Checkpoint(name, dataset, split, trained_on, settings, config, weights={})
+    schedule = result.noise_schedule()
+    for other in checkpoint.NAMES:
+        if checkpoint.path_in(run, other).exists() and not (args.restart and other == name):
+            checkpoint.require_same_images(result, checkpoint.load(checkpoint.path_in(run, other)), run)
+    if not args.restart and checkpoint.is_trained(run, result):
+        print(f"{checkpoint.path_in(run, name)} is trained already (--restart begins anew)")
+        return
+
+    # --- model, its average, optimiser ---
+    torch.manual_seed(cli.seed_for(settings["seed"], name, "init"))
+    model = UNet(config).to(device)
+    ema = UNet(config).to(device).requires_grad_(False)  # what is attacked and sampled, in the end
+    ema.load_state_dict(model.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"], fused=True)
+    parts = {"model": model, "ema": ema, "optimizer": optimizer}
+    step = 0 if args.restart else checkpoint.resume(run, result, parts)
+
+    # --- the loop ---
+    x_all = images[trained_on].to(device)  # uint8, resident
+    in_a = torch.arange(len(trained_on), device=device) < len(split.a)
+    batch, steps_an_epoch = settings["batch"], -(-len(trained_on) // settings["batch"])
+    steps = settings["epochs"] * steps_an_epoch
+    # a processor without bfloat16 instructions computes it, but many times slower than float32
+    bfloat16 = device.type == "cuda" or (
+        device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    losses, saved = [], time.monotonic()
+    done = settings["epochs"] * len(trained_on) * step // steps
+    bar = tqdm(total=settings["epochs"] * len(trained_on), initial=done, desc=name, unit="img", smoothing=0.02)
+    while step < steps:
+        epoch, position = divmod(step, steps_an_epoch)
+        torch.manual_seed(cli.seed_for(settings["seed"], name, "epoch", epoch))
+        order = torch.randperm(len(trained_on))
+        rows = order[position * batch : (position + 1) * batch].to(device)
+        torch.manual_seed(cli.seed_for(settings["seed"], name, "step", step))
+
+        x0 = data.to_float(x_all[rows])
+        if settings["flip"]:
+            x0 = torch.where(torch.rand(len(rows), 1, 1, 1, device=device) < 0.5, x0.flip(3), x0)
+        t = torch.randint(schedule.T, (len(rows),), device=device)
+        eps = torch.randn_like(x0)
+        x_t = schedule.add_noise(x0, t, eps)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            target = eps
+            if args.distill:
+                target = distill_targets(teacher_a, teacher_b, x_t, t, in_a[rows], args.distill)
+            loss = training_loss(model, x_t, t, target)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = settings["lr"] * min(1, (step + 1) / settings["warmup"])
+        optimizer.step()
+        # early weights leave the average soon: its memory grows with the steps, up to 1 / (1 - decay)
+        decay = min(settings["ema"], (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+        step += 1
+
+        losses.append(loss.detach())
+        bar.update(len(rows))
+        if step % 50 == 0 or step == steps:  # seldom, because reading the loss makes a GPU wait
+            mean = torch.stack(losses).mean().item()
+            losses.clear()
+            if mean != mean:
+                raise BadInput(f"the loss of {name} is not a number, before step {step}: lower lr in train.py's preset")
+            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+        if time.monotonic() - saved > SAVE_EVERY:
+            checkpoint.save_unfinished(run, result, parts, step)
+            saved = time.monotonic()
+    bar.close()
+
+    result.weights = {key: value.cpu() for key, value in ema.state_dict().items()}
+    checkpoint.save(run, result)
+    print(f"{checkpoint.path_in(run, name)}: {len(trained_on)} images, {steps:,} steps")
+
+
+if __name__ == "__main__":
+    cli.run(main)

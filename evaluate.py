@@ -18,7 +18,7 @@ from dualmd import DualMD, EpsModel, NoiseSchedule
 from files import BadInput
 from metrics import ROC, roc
 
-# the timestep at which SecMI's and PIA's papers attack CIFAR-10
+# the timesteps at which SecMI's and PIA's authors attack CIFAR-10; the loss, where PIA does
 PUBLISHED_T = {"loss": 200, "secmi": 100, "pia": 200, "pian": 200}
 
 
@@ -47,8 +47,11 @@ def main() -> None:
         x0 = images[torch.cat([members, nonmembers])]
         for attack in args.attack:
             t = PUBLISHED_T[attack] if args.t is None else args.t
-            scores = score(attack, eps_model, schedule, x0, t, args.batch, args.seed, device)
-            curve = roc(scores[: len(members)], scores[len(members) :])
+            try:
+                scores = score(attack, eps_model, schedule, x0, t, args.batch, args.seed, device)
+                curve = roc(scores[: len(members)], scores[len(members) :])
+            except ValueError as error:
+                raise BadInput(f"{attack} on {label}: {error}") from error
             print(row(label, attack, t, curve, len(nonmembers)), flush=True)
 
 
@@ -76,14 +79,8 @@ def score(
     if attack == "loss":
         generator = torch.Generator().manual_seed(cli.seed_for(seed, "attack", attack))
         attacker = functools.partial(attacker, generator=generator)
-    try:
-        parts = [
-            attacker(eps_model, schedule, data.to_float(part.to(device)), t).cpu()
-            for part in tqdm(x0.split(batch), desc=attack, unit="batch", leave=False)
-        ]
-    except ValueError as error:
-        raise BadInput(f"--t {t}: {error}") from error
-    return torch.cat(parts)
+    parts = tqdm(x0.split(batch), desc=attack, unit="batch", leave=False)
+    return torch.cat([attacker(eps_model, schedule, data.to_float(part.to(device)), t).cpu() for part in parts])
 
 
 def row(label: str, attack: str, t: int, curve: ROC, nonmembers: int) -> str:

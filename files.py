@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import os
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -32,6 +33,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+def require_writable(directory: Path) -> None:
+    """Make `directory` if need be. Raises BadInput, now and not after hours of work, where nothing can be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise BadInput(f"cannot write into {directory}: {error.strerror}") from error
 
 
 def md5_of(path: Path) -> str:

@@ -18,7 +18,7 @@ import checkpoint
 import cli
 import data
 from dualmd import distill_targets, training_loss
-from files import BadInput
+from files import BadInput, require_writable
 from unet import UNet, UNetConfig
 
 PRESETS = {
@@ -38,7 +38,7 @@ PRESETS = {
         "train": {"epochs": 4096, "batch": 128, "lr": 2e-4, "warmup": 5000, "ema": 0.9999, "flip": True},
     },
 }
-SAVE_EVERY = 300  # seconds between two saves of an unfinished training
+SAVE_EVERY = 60  # seconds between two saves of an unfinished training
 
 
 def parse_args():
@@ -77,8 +77,8 @@ def main() -> None:
     else:
         preset_name = args.preset or ("cifar10" if device.type == "cuda" else "tiny")
         preset, seed = PRESETS[preset_name], args.seed or 0
-        reason = "as --preset says" if args.preset else f"since the device is {device}"
-        print(f"preset {preset_name}, {reason}: {preset['size']}x{preset['size']} images, {preset['unet']}")
+        reason = "as --preset says" if args.preset else f"because the device is {device}"
+        print(f"preset {preset_name}, {reason}: {preset['size']}x{preset['size']} images, {preset['unet'].ch} channels")
         images = data.load(args.dataset, args.data_dir, preset["size"], seed)
         split = data.index_split(len(images), args.members or preset["members"], seed, args.member_split)
         dataset = {"name": args.dataset, "data_dir": args.data_dir, "size": preset["size"], "seed": seed}
@@ -98,6 +98,8 @@ def main() -> None:
     if not args.restart and checkpoint.is_trained(run, result):
         print(f"{checkpoint.path_in(run, name)} is trained already (--restart begins anew)")
         return
+
+    require_writable(run)
 
     # --- model, its average, optimiser ---
     torch.manual_seed(cli.seed_for(settings["seed"], name, "init"))

@@ -170,6 +170,38 @@ def test_the_average_of_the_weights_is_kept(tmp_path, monkeypatch):
     assert not same(initial, new)
     for key in initial:
         torch.testing.assert_close(saved[key], 0.1 * initial[key] + 0.9 * new[key])
+    # Adam's first step changes no weight by more than the learning rate, at first a hundredth of 1e-3
+    step = max((new[key] - initial[key]).abs().max().item() for key in initial)
+    assert step == pytest.approx(1e-5, rel=0.05)
+
+
+def test_flips_are_left_to_right_and_half_of_all(tmp_path, monkeypatch):
+    """The cifar10 preset mirrors images; here the tiny one does."""
+    monkeypatch.setitem(train.PRESETS["tiny"]["train"], "flip", True)
+    batches = record(monkeypatch, data, "to_float")
+    noised = record(monkeypatch, train.checkpoint.NoiseSchedule, "add_noise")
+    call(monkeypatch, "--split", "all", "--run", tmp_path, "--members", 32, "--epochs", 4)
+    flipped = []
+    for (_, x0), ((_, used, _, _), _) in zip(batches, noised, strict=True):
+        for image, seen in zip(x0, used, strict=True):
+            flipped.append(torch.equal(seen, image.flip(2)))
+            assert flipped[-1] or torch.equal(seen, image)
+    assert len(flipped) == 128 and 32 < sum(flipped) < 96
+
+
+def test_gradients_are_clipped(tmp_path, monkeypatch):
+    norms = []
+    step = torch.optim.Adam.step
+
+    def spy(optimizer, *args):
+        gradients = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        return step(optimizer, *args)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    monkeypatch.setattr(train, "training_loss", lambda *args, f=train.training_loss: 1000 * f(*args))
+    call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
+    assert norms == pytest.approx([1.0] * 3, abs=1e-3)
 
 
 def test_a_run_stays_one_experiment(tmp_path, monkeypatch, capsys):
@@ -250,6 +282,7 @@ REFUSALS = {
     "train.py --split A --dataset toy --members 0": "argument --members: 0 is not a positive whole number .*",
     "train.py --split A --dataset toy --seed -1": "argument --seed: -1 is not between 0 and .*",
     "train.py --split A --device warp": "argument --device: this machine's torch has no device 'warp' .*",
+    "train.py --split A --dataset toy --run pictures/cat.png": "cannot write into pictures/cat.png: File exists",
     "train.py --distill cross": "runs/cifar10/A.pt does not exist",
     "train.py --split A --dataset toy --member-split cut": "--member-split cut: not an .npz file .*",
 }

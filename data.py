@@ -139,7 +139,8 @@ def cifar10(data_dir: str | None = None, size: int = 32) -> Tensor:
 
 
 def _fetch_cifar10(archive: Path, folder: Path) -> None:
-    if not archive.exists():
+    by_hand = archive.exists()
+    if not by_hand:
         download(CIFAR10_URL, archive, CIFAR10_MD5)
     elif md5_of(archive) != CIFAR10_MD5:
         raise BadInput(f"{archive} is not the official archive (MD5 is not {CIFAR10_MD5}): delete it and start again")
@@ -148,7 +149,8 @@ def _fetch_cifar10(archive: Path, folder: Path) -> None:
         for name in reversed(CIFAR10_FILES):
             with atomic_write(folder / name) as path:
                 path.write_bytes(tar.extractfile(f"{CIFAR10_FOLDER}/{name}").read())
-    archive.unlink()
+    if not by_hand:
+        archive.unlink()
 
 
 def _read_cifar10_batch(path: Path) -> Tensor:

@@ -190,7 +190,7 @@ def test_image_folder_where_cifar_is_expected(tmp_path):
 
 
 class Server:
-    """Serve `.content` on 127.0.0.1, or hang up after `.cut` bytes of it; remember the `.ranges` asked for."""
+    """Serve `.content` on 127.0.0.1; or hang up after `.cut` bytes; or ignore the `.ranges` asked for, if not `.resumes`."""
 
     def __init__(self):
         outer = self
@@ -199,6 +199,7 @@ class Server:
             def do_GET(self):
                 asked = self.headers.get("Range")
                 outer.ranges.append(asked)
+                asked = asked if outer.resumes else None
                 start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
                 if start >= len(outer.content):
                     self.send_error(416)
@@ -212,7 +213,7 @@ class Server:
             def log_message(self, *args):
                 pass
 
-        self.content, self.cut, self.ranges = b"", None, []
+        self.content, self.cut, self.resumes, self.ranges = b"", None, True, []
         self.http = HTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/cifar-10-binary.tar.gz"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
@@ -238,6 +239,13 @@ def test_download_goes_on_where_it_was_cut_off(server, tmp_path):
     assert path.read_bytes() == server.content
     assert server.ranges == [None, "bytes=100000-"]
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_server_that_cannot_resume_sends_it_all_again(server, tmp_path):
+    server.content, server.resumes = b"all of it", False
+    (tmp_path / "file.part").write_bytes(server.content[:4])
+    files.download(server.url, tmp_path / "file", hashlib.md5(server.content).hexdigest())
+    assert (tmp_path / "file").read_bytes() == server.content
 
 
 def test_download_whose_last_byte_was_there_already(server, tmp_path):
@@ -281,6 +289,7 @@ def test_cifar10_is_downloaded_once(server, tmp_path, monkeypatch, miniature):
     by_hand = tmp_path / "by-hand" / "cifar-10-binary.tar.gz"
     by_hand.write_bytes(server.content)
     assert torch.equal(data.cifar10(str(tmp_path / "by-hand")), pixels)
+    assert by_hand.exists()
     (tmp_path / "wrong").mkdir()
     (tmp_path / "wrong" / "cifar-10-binary.tar.gz").write_bytes(b"no archive")
     with pytest.raises(BadInput, match="not the official archive"):

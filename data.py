@@ -175,7 +175,11 @@ TOY_IMAGES = 1024
 
 
 def toy(size: int = 16, seed: int = 0, n: int = TOY_IMAGES) -> Tensor:
-    """n drawn images: a sky of two colours, and four shapes in front of it. No two are alike."""
+    """n drawn images: a sky of two colours, and confetti in front of it. No two are alike.
+
+    So much confetti because what can be guessed need not be memorised: of images with four shapes, a
+    network learns nothing by heart in the minutes that a demonstration has.
+    """
     return torch.from_numpy(np.stack([_draw(i, size, seed) for i in range(n)])).permute(0, 3, 1, 2).contiguous()
 
 
@@ -191,10 +195,10 @@ def _draw(i: int, size: int, seed: int) -> np.ndarray:
     sky = Image.linear_gradient("L").resize((canvas, canvas))
     image = ImageOps.colorize(sky, colour(0, 0.6, random.uniform(0.3, 0.6)), colour(0.1, 0.35, random.uniform(0.8, 1)))
     draw = ImageDraw.Draw(image)
-    for _ in range(4):
+    for _ in range(16):
         corners = random.choice([3, 4, 6, 48])  # 48: as good as a circle
-        x, y = random.uniform(0.1, 0.9, size=2) * canvas
-        radius, turn = random.uniform(0.1, 0.32) * canvas, random.uniform(0, 2 * math.pi)
+        x, y = random.uniform(size=2) * canvas
+        radius, turn = random.uniform(0.06, 0.2) * canvas, random.uniform(0, 2 * math.pi)
         reach = [1, 0.5] if random.uniform() < 0.3 else [1]  # a star's every other corner is pulled in
         points = []
         for k in range(corners * len(reach)):

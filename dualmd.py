@@ -44,6 +44,11 @@ class NoiseSchedule:
         signal, noise = self._signal_and_noise(t, x_t)
         return (x_t - noise * eps) / signal
 
+    def predict_eps(self, x_t: Tensor, t: int | Tensor, x0: Tensor) -> Tensor:
+        """eps = (x_t - sqrt(alpha_bar_t) x_0) / sqrt(1 - alpha_bar_t): `predict_x0` solved for eps."""
+        signal, noise = self._signal_and_noise(t, x_t)
+        return (x_t - signal * x0) / noise
+
     def ddim_step(
         self,
         x: Tensor,
@@ -160,7 +165,7 @@ def sample(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> Tensor:
-    """Generate images: noise of `shape` (N, 3, H, W), denoised, clipped to [-1, 1].
+    """Generate images (N, 3, H, W) in [-1, 1]: noise of `shape`, denoised.
 
     method "ddim" visits every `stride`-th timestep down to 0, with DDIM's eta; "ddpm" is the
     ancestral sampler, all T steps. Raises ValueError for any other method. All noise is drawn from
@@ -177,6 +182,9 @@ def sample(
     x = normal()
     for t in tqdm(range((schedule.T - 1) // stride * stride, -1, -stride), desc="sampling", disable=not progress):
         eps = eps_model(x, torch.full((shape[0],), t, device=device))
+        # The image that this eps amounts to is clipped to [-1, 1], as in DDPM's code: near T an error in
+        # eps is 150 times as large in the image, and would never be made good.
+        eps = schedule.predict_eps(x, t, schedule.predict_x0(x, t, eps).clamp(-1, 1))
         if method == "ddpm":
             x = schedule.ddpm_step(x, eps, t, normal())
         else:

@@ -190,7 +190,7 @@ def test_image_folder_where_cifar_is_expected(tmp_path):
 
 
 class Server:
-    """Serve `.content` on 127.0.0.1; or hang up after `.cut` bytes; or ignore the `.ranges` asked for, if not `.resumes`."""
+    """Serve `.content` on 127.0.0.1, `.cut` short if wanted; note the `.ranges` asked for, obeyed if it `.resumes`."""
 
     def __init__(self):
         outer = self

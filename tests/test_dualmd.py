@@ -44,6 +44,7 @@ def test_add_noise(t):
     expected = math.sqrt(ALPHA_BAR[t]) * x0 + math.sqrt(1 - ALPHA_BAR[t]) * eps
     torch.testing.assert_close(NoiseSchedule().add_noise(x0, t, eps), expected)
     torch.testing.assert_close(NoiseSchedule().predict_x0(expected, t, eps), x0)
+    torch.testing.assert_close(NoiseSchedule().predict_eps(expected, t, x0), eps)
 
 
 def test_a_timestep_for_each_image():
@@ -160,11 +161,19 @@ def test_sampling_visits_every_stride_down_to_0():
     assert model.timesteps == list(range(19, -1, -1))
 
 
-def test_sampling_is_seeded_clipped_and_strict():
+@pytest.mark.parametrize("method", ["ddim", "ddpm"])
+def test_sampling_clips_the_image_at_every_step(method):
+    """A model that finds no noise takes x_T, enlarged 157 times, for the image; clipped, x_t keeps its usual size."""
+    model = Spy()
+    x = sample(model, NoiseSchedule(), (1, 3, 2, 2), generator=generator(), method=method)
+    assert max(asked.abs().max() for asked, _ in model.asked) < 8
+    assert x.abs().max() == 1
+
+
+def test_sampling_is_seeded_and_strict():
     model, schedule = Spy(), NoiseSchedule()
     one, same, other = (sample(model, schedule, (1, 3, 2, 2), generator=generator(seed), eta=0.5) for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
-    assert one.abs().max() == 1  # an eps model that finds no noise leaves x_T, blown up
     with pytest.raises(ValueError, match="ddim"):
         sample(model, schedule, (1, 3, 2, 2), generator=generator(), method="euler")
 

@@ -20,6 +20,8 @@ def test_split_is_pinned():
     split = data.index_split(12, seed=0)
     assert (split.a.tolist(), split.b.tolist()) == ([6, 11, 4], [10, 2, 8])
     assert split.nonmembers.tolist() == [1, 7, 9, 3, 0, 5]
+    fewer = data.index_split(12, members=4, seed=0)
+    assert (fewer.a.tolist(), fewer.b.tolist(), fewer.nonmembers.tolist()) == ([6, 11], [4, 10], [1, 7, 9, 3])
     assert data.index_split(50_000, seed=3).a[:5].tolist() == np.random.RandomState(3).permutation(50_000)[:5].tolist()
 
 

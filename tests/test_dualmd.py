@@ -149,6 +149,27 @@ def test_ddpm_keeps_a_normal_distribution():
     assert x.mean().item() == pytest.approx(0, abs=0.03)
 
 
+@pytest.mark.parametrize("method, stride, eta", [("ddim", 7, 0.0), ("ddim", 7, 0.5), ("ddpm", 1, 0.0)])
+def test_sampling_step_by_step(method, stride, eta):
+    """The loop once more, with its noise drawn in the order x_T, then one z a step."""
+    schedule, shape, source = NoiseSchedule(T=20), (2, 3, 2, 2), generator(5)
+    x = torch.randn(shape, generator=source)
+    for t in range(19 // stride * stride, -1, -stride):
+        eps = 0.9 * x
+        alpha_bar = schedule.alpha_bar[t].item()
+        x0 = ((x - math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha_bar)).clamp(-1, 1)
+        eps = (x - math.sqrt(alpha_bar) * x0) / math.sqrt(1 - alpha_bar)
+        if method == "ddpm":
+            x = schedule.ddpm_step(x, eps, t, torch.randn(shape, generator=source))
+        else:
+            x = schedule.ddim_step(
+                x, eps, t, max(t - stride, -1), eta, torch.randn(shape, generator=source) if eta else None
+            )
+    model = Spy(lambda x, t: 0.9 * x)
+    result = sample(model, schedule, shape, generator=generator(5), method=method, stride=stride, eta=eta)
+    torch.testing.assert_close(result, x.clamp(-1, 1))
+
+
 def test_sampling_visits_every_stride_down_to_0():
     model = Spy()
     sample(model, NoiseSchedule(), (1, 3, 2, 2), generator=generator())

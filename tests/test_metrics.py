@@ -49,6 +49,8 @@ def test_low_fpr_ends_are_two():
     members, nonmembers = [3.0] * 5 + [1.0] * 5, [2.0] * 5 + [0.0] * 995
     curve = roc(members, nonmembers)
     assert (curve.tpr_at_1, curve.tpr_at_01) == (1, 0.5)
+    one_in_a_hundred = roc([1.0, 1.0], [2.0] + [0.0] * 99)
+    assert one_in_a_hundred.tpr_at_1 == 1, "1 % FPR includes 1 %"
 
 
 def test_takes_tensors():

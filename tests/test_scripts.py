@@ -16,6 +16,7 @@ from PIL import Image
 
 import checkpoint
 import data
+import evaluate
 import sample as sample_script
 import train
 from files import BadInput
@@ -53,8 +54,8 @@ def record(monkeypatch, module, name):
     """From now on, each call of module.name leaves its arguments and its result in the list returned."""
     calls, function = [], getattr(module, name)
 
-    def recorder(*args):
-        result = function(*args)
+    def recorder(*args, **kwargs):
+        result = function(*args, **kwargs)
         calls.append((args, result))
         return result
 
@@ -99,6 +100,9 @@ def test_every_model_records_and_sees_its_own_images(tmp_path, monkeypatch):
         assert torch.equal(checkpoint.load(tmp_path / f"{name}.pt").trained_on, indices)
         trained_on = [image for (images,), _ in seen for image in pixels(images)]
         assert sorted(trained_on) == sorted(3 * pixels(pool[indices]))
+        count = len(indices)
+        epochs = [trained_on[i : i + count] for i in range(0, 3 * count, count)]
+        assert epochs[0] != epochs[1] != epochs[2], "every epoch has an order of its own"
 
 
 @pytest.mark.parametrize("targets", ["cross", "average"])
@@ -124,6 +128,8 @@ def test_the_undefended_model_learns_the_true_noise(tmp_path, monkeypatch):
     call(monkeypatch, "--split", "all", "--run", tmp_path, *TINY)
     for ((_, _, t, eps), x_t), (loss_args, _) in zip(noised, losses, strict=True):
         assert loss_args[1] is x_t and loss_args[2] is t and loss_args[3] is eps
+    draws = [(t.tolist(), eps) for ((_, _, t, eps), _) in noised]
+    assert draws[0][0] != draws[1][0] and not torch.equal(draws[0][1], draws[1][1]), "each step draws anew"
 
 
 def test_a_training_that_was_cut_off_goes_on(tmp_path, monkeypatch):
@@ -160,6 +166,7 @@ def test_a_training_that_was_cut_off_goes_on(tmp_path, monkeypatch):
 
 def test_the_average_of_the_weights_is_kept(tmp_path, monkeypatch):
     """After one step the average is a tenth of the initial weights and nine tenths of the new ones."""
+    monkeypatch.setitem(train.PRESETS["tiny"]["train"], "lr", 1.0)  # so that the two differ visibly
     models = record(monkeypatch, train, "UNet")  # the model, and its average
     initial = {}
     monkeypatch.setattr(
@@ -170,9 +177,9 @@ def test_the_average_of_the_weights_is_kept(tmp_path, monkeypatch):
     assert not same(initial, new)
     for key in initial:
         torch.testing.assert_close(saved[key], 0.1 * initial[key] + 0.9 * new[key])
-    # Adam's first step changes no weight by more than the learning rate, at first a hundredth of 1e-3
+    # Adam's first step changes no weight by more than the learning rate, which begins at a hundredth of its value
     step = max((new[key] - initial[key]).abs().max().item() for key in initial)
-    assert step == pytest.approx(1e-5, rel=0.05)
+    assert step == pytest.approx(0.01, rel=0.05)
 
 
 def test_flips_are_left_to_right_and_half_of_all(tmp_path, monkeypatch):
@@ -232,7 +239,24 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path, monkeypatch):
     assert not (tmp_path / "A.pt").exists()
 
 
-# --- sampling ---
+# --- sampling and evaluation ---
+
+
+def test_dualmd_is_made_of_a_and_b_in_this_order(tmp_path, monkeypatch):
+    """A answers at timestep 0, and the published attacks ask there."""
+    for half in "AB":
+        call(monkeypatch, "--split", half, "--run", tmp_path, *TINY)
+    for script in (sample_script, evaluate):
+        made = record(monkeypatch, script, "DualMD")
+        if script is sample_script:
+            argv = ["sample.py", "--n", "1", "--stride", "500", "--run", str(tmp_path), "--device", "cpu"]
+            monkeypatch.setattr(sys, "argv", argv)
+            sample_script.main()
+        else:
+            ((label, _, members),) = evaluate.targets(checkpoint.load_run(tmp_path), torch.device("cpu"))
+            assert label == "DualMD" and torch.equal(members, checkpoint.load(tmp_path / "A.pt").split.members)
+        (((a, b), _),) = made
+        assert same(a.state_dict(), weights(tmp_path, "A")) and same(b.state_dict(), weights(tmp_path, "B"))
 
 
 def test_grid_shows_the_images_in_order():
@@ -331,10 +355,10 @@ def test_the_defence_defends(trained):
     print(result.stdout)
     models = ["undefended", "DualMD", "DistillMD cross"]
     assert list(auc) == [(model, attack) for model in models for attack in ("pia", "loss")]
-    assert auc["undefended", "pia"] > 0.8
-    assert auc["DistillMD cross", "pia"] < auc["undefended", "pia"] - 0.15
-    # each half answers half of the questions
-    assert auc["DistillMD cross", "pia"] - 0.15 < auc["DualMD", "pia"] < auc["undefended", "pia"]
+    # measured: 0.84, 0.65, 0.57 and 0.99, 0.75, 0.53; with 32 images each, an AUC wanders by 0.07
+    assert auc["undefended", "pia"] > 0.7 > auc["DistillMD cross", "pia"]
+    assert auc["undefended", "loss"] > 0.9 > auc["DualMD", "loss"] > 0.6
+    assert auc["DistillMD cross", "loss"] < 0.7
 
 
 def test_samples_are_a_picture(trained):

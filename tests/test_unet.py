@@ -118,7 +118,11 @@ def test_every_image_is_answered_by_itself():
 
 def test_starts_near_zero():
     torch.manual_seed(0)
-    assert UNet(TINY)(torch.randn(2, 3, 16, 16), torch.tensor([0, 500])).abs().max() < 1e-3
+    model = UNet(TINY)
+    assert model(torch.randn(2, 3, 16, 16), torch.tensor([0, 500])).abs().max() < 1e-3
+    x, temb = torch.randn(2, 64, 4, 4), torch.randn(2, 128)
+    for block in model.middleblocks:  # one with attention, one without
+        torch.testing.assert_close(block(x, temb), x, atol=1e-3, rtol=0)
 
 
 def test_dropout_only_in_training():

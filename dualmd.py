@@ -57,27 +57,34 @@ class NoiseSchedule:
         t_next: int | Tensor,
         eta: float = 0.0,
         z: Tensor | None = None,
+        clip: bool = False,
     ) -> Tensor:
         """One DDIM step from x at `t` to `t_next` (DDIM eq. 12), given eps, the noise predicted at x.
 
         With eta = 0 it is deterministic, and may go either way: towards the image (t_next < t, down
         to -1) or, as DDIM inversion, towards the noise. eta > 0 mixes in fresh noise z on the way
-        down; eta = 1 is DDPM.
+        down; eta = 1 is DDPM. With `clip`, the image that eps amounts to is clipped to [-1, 1]: near
+        T an error in eps is 150 times as large in the image, and would never be made good.
         """
         signal, noise = self._signal_and_noise(t, x)
         signal_next, noise_next = self._signal_and_noise(t_next, x)
         x0 = self.predict_x0(x, t, eps)
+        if clip:
+            x0 = x0.clamp(-1, 1)
         if eta == 0:
             return signal_next * x0 + noise_next * eps
         # sigma_t = eta sqrt((1 - alpha_bar_next) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t / alpha_bar_next), eq. 16
         sigma = eta * noise_next / noise * (1 - (signal / signal_next) ** 2).sqrt()
         return signal_next * x0 + (noise_next**2 - sigma**2).clamp(min=0).sqrt() * eps + sigma * z
 
-    def ddpm_step(self, x: Tensor, eps: Tensor, t: int, z: Tensor) -> Tensor:
+    def ddpm_step(self, x: Tensor, eps: Tensor, t: int, z: Tensor, clip: bool = False) -> Tensor:
         """One ancestral step from x at `t` to t - 1 (DDPM eq. 11, algorithm 2), with sigma_t^2 = beta_t.
 
-        z is standard normal noise, shaped like x; the last step, t = 0, takes none.
+        z is standard normal noise, shaped like x; the last step, t = 0, takes none. With `clip`, eps
+        is what it would be if the image were clipped to [-1, 1].
         """
+        if clip:
+            eps = self.predict_eps(x, t, self.predict_x0(x, t, eps).clamp(-1, 1))
         _, noise = self._signal_and_noise(t, x)
         beta = self.beta[t].item()
         mean = (x - beta / noise * eps) / (1 - beta) ** 0.5
@@ -182,11 +189,8 @@ def sample(
     x = normal()
     for t in tqdm(range((schedule.T - 1) // stride * stride, -1, -stride), desc="sampling", disable=not progress):
         eps = eps_model(x, torch.full((shape[0],), t, device=device))
-        # The image that this eps amounts to is clipped to [-1, 1], as in DDPM's code: near T an error in
-        # eps is 150 times as large in the image, and would never be made good.
-        eps = schedule.predict_eps(x, t, schedule.predict_x0(x, t, eps).clamp(-1, 1))
         if method == "ddpm":
-            x = schedule.ddpm_step(x, eps, t, normal())
+            x = schedule.ddpm_step(x, eps, t, normal(), clip=True)
         else:
-            x = schedule.ddim_step(x, eps, t, max(t - stride, -1), eta, normal() if eta else None)
+            x = schedule.ddim_step(x, eps, t, max(t - stride, -1), eta, normal() if eta else None, clip=True)
     return x.clamp(-1, 1)

@@ -151,21 +151,22 @@ def test_ddpm_keeps_a_normal_distribution():
 
 @pytest.mark.parametrize("method, stride, eta", [("ddim", 7, 0.0), ("ddim", 7, 0.5), ("ddpm", 1, 0.0)])
 def test_sampling_step_by_step(method, stride, eta):
-    """The loop once more, with its noise drawn in the order x_T, then one z a step."""
+    """The loop once more, with its noise drawn in the order x_T, then one z a step; DDPM's by eq. 7."""
     schedule, shape, source = NoiseSchedule(T=20), (2, 3, 2, 2), generator(5)
     x = torch.randn(shape, generator=source)
     for t in range(19 // stride * stride, -1, -stride):
-        eps = 0.9 * x
-        alpha_bar = schedule.alpha_bar[t].item()
-        x0 = ((x - math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha_bar)).clamp(-1, 1)
-        eps = (x - math.sqrt(alpha_bar) * x0) / math.sqrt(1 - alpha_bar)
+        now, then = schedule.alpha_bar[t].item(), schedule.alpha_bar[t - stride].item() if t else 1.0
+        eps = 0.5 * x
+        x0 = ((x - math.sqrt(1 - now) * eps) / math.sqrt(now)).clamp(-1, 1)
         if method == "ddpm":
-            x = schedule.ddpm_step(x, eps, t, torch.randn(shape, generator=source))
+            z, beta = torch.randn(shape, generator=source), schedule.beta[t].item()
+            x = (math.sqrt(then) * beta * x0 + math.sqrt(1 - beta) * (1 - then) * x) / (1 - now)
+            x = x + math.sqrt(beta) * z * (t > 0)
         else:
-            x = schedule.ddim_step(
-                x, eps, t, max(t - stride, -1), eta, torch.randn(shape, generator=source) if eta else None
-            )
-    model = Spy(lambda x, t: 0.9 * x)
+            sigma = eta * math.sqrt((1 - then) / (1 - now) * (1 - now / then))
+            x = math.sqrt(then) * x0 + math.sqrt(1 - then - sigma**2) * eps
+            x = x + sigma * torch.randn(shape, generator=source) if eta else x
+    model = Spy(lambda x, t: 0.5 * x)
     result = sample(model, schedule, shape, generator=generator(5), method=method, stride=stride, eta=eta)
     torch.testing.assert_close(result, x.clamp(-1, 1))
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data import Split, fingerprint
+import data
+from data import Split
 from dualmd import NoiseSchedule
 from files import BadInput, atomic_write
 from unet import UNet, UNetConfig
@@ -99,9 +100,17 @@ def require_same_images(one: Checkpoint, other: Checkpoint, run: Path) -> None:
             )
 
 
+def load_images(checkpoint: Checkpoint, data_dir: str | None) -> Tensor:
+    """The dataset that this model's indices number, from `data_dir` or else from where training found it."""
+    dataset = checkpoint.dataset
+    images = data.load(dataset["name"], data_dir or dataset["data_dir"], dataset["size"], dataset["seed"])
+    require_images(checkpoint, images)
+    return images
+
+
 def require_images(checkpoint: Checkpoint, images: Tensor) -> None:
     """Raise BadInput unless `images` are the ones that this model's indices number."""
-    if fingerprint(images) != checkpoint.dataset["sha256"]:
+    if data.fingerprint(images) != checkpoint.dataset["sha256"]:
         raise BadInput(
             f"these {checkpoint.dataset['name']} images are not those that {checkpoint.name} was trained on; "
             "name their directory with --data-dir"
@@ -111,13 +120,21 @@ def require_images(checkpoint: Checkpoint, images: Tensor) -> None:
 # --- a training: wanted, unfinished, resumed ------------------------------------------------------
 
 
-def is_trained(run: Path, wanted: Checkpoint) -> bool:
-    """Is the wanted model in `run`? Raises BadInput where it was trained otherwise."""
-    path = path_in(run, wanted.name)
-    if not path.exists():
-        return False
-    _require_same_settings(load(path).settings, wanted.settings, path)
-    return True
+def is_trained(run: Path, wanted: Checkpoint, restart: bool) -> bool:
+    """Is the wanted model in `run`? With `restart` its file counts for nothing.
+
+    Raises BadInput where it was trained otherwise, or a model beside it on other images.
+    """
+    trained = False
+    for name in NAMES:
+        path = path_in(run, name)
+        if path.exists() and not (restart and name == wanted.name):
+            found = load(path)
+            require_same_images(wanted, found, run)
+            if name == wanted.name:
+                _require_same_settings(found.settings, wanted.settings, path)
+                trained = True
+    return trained
 
 
 def save_unfinished(run: Path, wanted: Checkpoint, parts: dict, step: int) -> None:

@@ -30,7 +30,7 @@ class NoiseSchedule:
     """
 
     def __init__(self, T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02):
-        self.T, self.beta_1, self.beta_T = T, beta_1, beta_T
+        self.T = T
         self.beta = torch.linspace(beta_1, beta_T, T, dtype=torch.float64)
         self.alpha_bar = torch.cumprod(1 - self.beta, dim=0)  # DDPM section 2
 

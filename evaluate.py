@@ -34,8 +34,7 @@ def main() -> None:
     models = checkpoint.load_run(run)
     first = next(iter(models.values()))
     dataset, schedule = first.dataset, first.noise_schedule()
-    images = data.load(dataset["name"], args.data_dir or dataset["data_dir"], dataset["size"], dataset["seed"])
-    checkpoint.require_images(first, images)
+    images = checkpoint.load_images(first, args.data_dir)
 
     print(
         f"{run}: {dataset['name']} at {dataset['size']}x{dataset['size']}, "

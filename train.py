@@ -71,8 +71,7 @@ def main() -> None:
         settings = a.settings | {"targets": args.distill}
         config, dataset, split = a.unet, a.dataset, a.split
         print(f"preset {settings['preset']}, like the teachers {run}/A.pt and {run}/B.pt")
-        images = data.load(dataset["name"], args.data_dir or dataset["data_dir"], dataset["size"], dataset["seed"])
-        checkpoint.require_images(a, images)
+        images = checkpoint.load_images(a, args.data_dir)
         teacher_a, teacher_b = a.eps_model(device), b.eps_model(device)
     else:
         preset_name = args.preset or ("cifar10" if device.type == "cuda" else "tiny")
@@ -92,10 +91,7 @@ def main() -> None:
 
     result = checkpoint.Checkpoint(name, dataset, split, trained_on, settings, config, weights={})
     schedule = result.noise_schedule()
-    for other in checkpoint.NAMES:
-        if checkpoint.path_in(run, other).exists() and not (args.restart and other == name):
-            checkpoint.require_same_images(result, checkpoint.load(checkpoint.path_in(run, other)), run)
-    if not args.restart and checkpoint.is_trained(run, result):
+    if checkpoint.is_trained(run, result, args.restart):
         print(f"{checkpoint.path_in(run, name)} is trained already (--restart begins anew)")
         return
 
@@ -119,13 +115,15 @@ def main() -> None:
     bfloat16 = device.type == "cuda" or (
         device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
-    losses, saved = [], time.monotonic()
+    averages, weights = list(ema.parameters()), list(model.parameters())
+    losses, saved, order = [], time.monotonic(), None
     done = settings["epochs"] * len(trained_on) * step // steps
     bar = tqdm(total=settings["epochs"] * len(trained_on), initial=done, desc=name, unit="img", smoothing=0.02)
     while step < steps:
         epoch, position = divmod(step, steps_an_epoch)
-        torch.manual_seed(cli.seed_for(settings["seed"], name, "epoch", epoch))
-        order = torch.randperm(len(trained_on))
+        if position == 0 or order is None:
+            torch.manual_seed(cli.seed_for(settings["seed"], name, "epoch", epoch))
+            order = torch.randperm(len(trained_on))
         rows = order[position * batch : (position + 1) * batch].to(device)
         torch.manual_seed(cli.seed_for(settings["seed"], name, "step", step))
 
@@ -142,13 +140,13 @@ def main() -> None:
             loss = training_loss(model, x_t, t, target)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(weights, 1.0)
         for group in optimizer.param_groups:
             group["lr"] = settings["lr"] * min(1, (step + 1) / settings["warmup"])
         optimizer.step()
         # early weights leave the average soon: its memory grows with the steps, up to 1 / (1 - decay)
         decay = min(settings["ema"], (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+        torch._foreach_lerp_(averages, weights, 1 - decay)
         step += 1
 
         losses.append(loss.detach())

@@ -19,6 +19,7 @@ import data
 import evaluate
 import sample as sample_script
 import train
+from dualmd import NoiseSchedule
 from files import BadInput
 
 
@@ -123,7 +124,7 @@ def test_a_student_learns_from_the_right_teachers(tmp_path, monkeypatch, targets
 
 
 def test_the_undefended_model_learns_the_true_noise(tmp_path, monkeypatch):
-    noised = record(monkeypatch, train.checkpoint.NoiseSchedule, "add_noise")
+    noised = record(monkeypatch, NoiseSchedule, "add_noise")
     losses = record(monkeypatch, train, "training_loss")
     call(monkeypatch, "--split", "all", "--run", tmp_path, *TINY)
     for ((_, _, t, eps), x_t), (loss_args, _) in zip(noised, losses, strict=True):
@@ -186,7 +187,7 @@ def test_flips_are_left_to_right_and_half_of_all(tmp_path, monkeypatch):
     """The cifar10 preset mirrors images; here the tiny one does."""
     monkeypatch.setitem(train.PRESETS["tiny"]["train"], "flip", True)
     batches = record(monkeypatch, data, "to_float")
-    noised = record(monkeypatch, train.checkpoint.NoiseSchedule, "add_noise")
+    noised = record(monkeypatch, NoiseSchedule, "add_noise")
     call(monkeypatch, "--split", "all", "--run", tmp_path, "--members", 32, "--epochs", 4)
     flipped = []
     for (_, x0), ((_, used, _, _), _) in zip(batches, noised, strict=True):
@@ -275,13 +276,13 @@ def tree(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def scene(folder, real_batch: bytes):
+def scene(folder):
     """Directories that are not what they should be."""
     (folder / "pictures").mkdir()
     (folder / "pictures" / "cat.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder / "cut" / "cifar-10-batches-bin").mkdir(parents=True)
     for i in range(1, 6):
-        (folder / "cut" / "cifar-10-batches-bin" / f"data_batch_{i}.bin").write_bytes(real_batch[: 3073 * 4 - (i == 2)])
+        (folder / "cut" / "cifar-10-batches-bin" / f"data_batch_{i}.bin").write_bytes(bytes(3073 * 4 - (i == 2)))
     (folder / "foreign").mkdir()
     torch.save({"ema_model": {}}, folder / "foreign" / "all.pt")
     (folder / "pickled").mkdir()
@@ -313,7 +314,7 @@ REFUSALS = {
 
 
 def test_refusals(tmp_path):
-    scene(tmp_path, bytes(3073 * 4))
+    scene(tmp_path)
     before = tree(tmp_path)
     with ThreadPoolExecutor(2) as two:
         results = two.map(lambda command: run(*command.split(), cwd=tmp_path), REFUSALS)

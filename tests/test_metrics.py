@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from metrics import roc
+import metrics
+from metrics import adaptive, auc, published, roc
 
 
 def test_by_hand():
@@ -10,8 +11,8 @@ def test_by_hand():
     curve = roc([4, 2], [3, 1])
     assert curve.auc == 0.75
     assert curve.fpr.tolist() == [0, 0, 0.5, 0.5, 1] and curve.tpr.tolist() == [0, 0.5, 0.5, 1, 1]
-    assert curve.asr == 0.75  # at threshold 4 (one member found, no false alarm), or 2
-    assert curve.tpr_at_1 == curve.tpr_at_01 == 0.5
+    assert curve.asr == 0.75 and curve.threshold == 4  # one member found, no false alarm; 2 does as well
+    assert (curve.members, curve.nonmembers) == (2, 2)
 
 
 def test_ties_count_half():
@@ -19,14 +20,15 @@ def test_ties_count_half():
     assert curve.auc == 3.5 / 4
     assert curve.fpr.tolist() == [0, 0, 0.5, 1] and curve.tpr.tolist() == [0, 0.5, 1, 1]
     everywhere = roc([5, 5, 5], [5, 5])
-    assert everywhere.auc == 0.5 and everywhere.tpr_at_1 == 0
+    assert everywhere.auc == 0.5 and everywhere.threshold == 5
     assert everywhere.asr == 3 / 5  # calling everybody a member
 
 
 def test_perfect_and_reversed():
-    assert roc([3, 4], [1, 2]).auc == roc([3, 4], [1, 2]).asr == roc([3, 4], [1, 2]).tpr_at_01 == 1
+    assert roc([3, 4], [1, 2]).auc == roc([3, 4], [1, 2]).asr == 1 and roc([3, 4], [1, 2]).threshold == 3
     worst = roc([1, 2], [3, 4])
-    assert worst.auc == 0 and worst.asr == 0.5 and worst.tpr_at_1 == 0
+    assert worst.auc == 0 and worst.asr == 0.5
+    assert roc([1] * 100, [2] * 100).tpr_at_1 == 0 and roc([2] * 9, [1] * 1000).tpr_at_01 == 1
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -41,7 +43,6 @@ def test_against_every_pair_and_every_threshold(seed):
     points = [((members >= c).mean(), (nonmembers >= c).mean()) for c in thresholds]
     assert curve.asr == pytest.approx(max((37 * tpr + 230 * (1 - fpr)) / 267 for tpr, fpr in points))
     assert curve.tpr_at_1 == max(tpr for tpr, fpr in points if fpr <= 0.01)
-    assert curve.tpr_at_01 == max(tpr for tpr, fpr in points if fpr <= 0.001)
 
 
 def test_low_fpr_ends_are_two():
@@ -51,6 +52,11 @@ def test_low_fpr_ends_are_two():
     assert (curve.tpr_at_1, curve.tpr_at_01) == (1, 0.5)
     one_in_a_hundred = roc([1.0, 1.0], [2.0] + [0.0] * 99)
     assert one_in_a_hundred.tpr_at_1 == 1, "1 % FPR includes 1 %"
+
+
+def test_a_rate_finer_than_one_non_member_is_no_number():
+    assert roc([1], [0] * 99).tpr_at_1 is None and roc([1], [0] * 100).tpr_at_1 == 1
+    assert roc([1], [0] * 999).tpr_at_01 is None and roc([1], [0] * 1000).tpr_at_01 == 1
 
 
 def test_takes_tensors():
@@ -63,3 +69,111 @@ def test_infinite_scores_are_ordered_and_nan_is_refused():
         roc([1, float("nan")], [0])
     with pytest.raises(ValueError, match="at least one"):
         roc([], [0])
+
+
+# --- the two protocols ---
+
+
+def normal(seed, *shape):
+    return np.random.RandomState(seed).standard_normal(shape)
+
+
+def test_published_judges_the_scores_as_they_are():
+    members, nonmembers = normal(0, 80) - 1, normal(1, 120)  # the wrong way round: the sign is not flipped
+    result = published(members, nonmembers)
+    assert result.curve.auc == auc(members, nonmembers) < 0.35
+    assert result.asr == roc(members, nonmembers).asr and result.choices == [(0, 1)]
+    assert 0.1 < result.interval[0] < result.curve.auc < result.interval[1] < 0.4
+
+
+def test_adaptive_finds_a_flipped_sign_and_the_right_timestep():
+    """Of 30 timesteps one tells members apart, and there members score lower."""
+    for seed in range(10):
+        members, nonmembers = normal(seed, 30, 200), normal(seed + 100, 30, 200)
+        members[17] -= 2
+        result = adaptive(members, nonmembers, seed)
+        assert result.choices == [(17, -1), (17, -1)]
+        # scores of N(-2, 1) and N(0, 1): P(a member's is lower) = Phi(2 / sqrt(2)) = 0.921; best accuracy Phi(1)
+        assert result.curve.auc == pytest.approx(0.921, abs=0.045) and result.asr == pytest.approx(0.841, abs=0.06)
+        assert result.interval[0] < result.curve.auc < result.interval[1]
+
+
+def test_adaptive_sees_nothing_in_noise_but_the_best_of_a_grid_does(monkeypatch):
+    """The best of 30 timesteps and two signs, judged on the very images it was picked on, is no coin toss."""
+    monkeypatch.setattr(metrics, "RESAMPLES", 2)
+    honest, best_of_grid = [], []
+    for seed in range(100):
+        members, nonmembers = normal(seed, 30, 100), normal(seed + 1000, 30, 100)
+        honest.append(adaptive(members, nonmembers, seed))
+        aucs = [published(*row).curve.auc for row in zip(members, nonmembers, strict=True)]
+        best_of_grid.append(max(max(aucs), 1 - min(aucs)))
+    # one AUC wanders by 0.04, the mean of a hundred by 0.005
+    assert np.mean([result.curve.auc for result in honest]) == pytest.approx(0.5, abs=0.015)
+    assert np.mean([result.asr for result in honest]) == pytest.approx(0.5, abs=0.015)
+    assert np.mean(best_of_grid) > 0.57
+
+
+@pytest.mark.parametrize("protocol", ["published", "adaptive"])
+def test_the_interval_covers_the_true_auc_in_95_of_100_repeats(protocol, monkeypatch):
+    """Members N(-1, 1), non-members N(0, 1): the AUC is Phi(1 / sqrt(2)) = 0.760, after a flip of the sign."""
+    monkeypatch.setattr(metrics, "RESAMPLES", 200)
+    covered, below = 0, 0
+    for seed in range(200):
+        members, nonmembers = normal(seed, 3, 100), normal(seed + 1000, 3, 100)
+        members[1] -= 1
+        if protocol == "adaptive":
+            low, high = adaptive(members, nonmembers, seed).interval
+        else:
+            low, high = published(-members[1], -nonmembers[1], seed).interval
+        covered += low <= 0.760 <= high
+        below += high < 0.760
+    assert 181 <= covered <= 198  # 190 expected, with a standard deviation of 3
+    assert below <= 15, "it errs to both sides alike"
+
+
+def test_adaptive_once_more_with_loops():
+    """Halves, choice, pooling and thresholds, written out; the two halves pick different rows and signs here."""
+    members, nonmembers = normal(3, 4, 30), normal(4, 4, 41)
+    members[1] += 0.8
+    members[3] -= 0.9
+    nonmembers[3] *= 50  # every row has a unit of its own
+    found = adaptive(members, nonmembers, seed=5)
+    random = np.random.RandomState(5)
+    m, n = members[:, random.permutation(30)], nonmembers[:, random.permutation(41)]
+    halves = [(m[:, :15], n[:, :21]), (m[:, 15:], n[:, 21:])]
+    pooled_m, pooled_n, right, choices = [None, None], [None, None], 0, []
+    for judge in (0, 1):
+        its_m, its_n = halves[judge]
+        distance = {}
+        for row in range(4):
+            wins = np.mean([(a > b) + (a == b) / 2 for a in its_m[row] for b in its_n[row]])
+            distance[row, 1], distance[row, -1] = wins, 1 - wins
+        row, sign = max(distance, key=distance.get)
+        choices.append((row, sign))
+        other_m, other_n = (sign * scores[row] for scores in halves[1 - judge])
+        quartiles = np.percentile(sign * its_n[row], [25, 50, 75])
+        pooled_m[judge] = (other_m - quartiles[1]) / (quartiles[2] - quartiles[0])
+        pooled_n[judge] = (other_n - quartiles[1]) / (quartiles[2] - quartiles[0])
+        correct = {c: (sign * its_m[row] >= c).sum() + (sign * its_n[row] < c).sum() for c in sign * its_m[row]}
+        best = max(sorted(correct, reverse=True), key=correct.get)
+        right += (other_m >= best).sum() + (other_n < best).sum()
+    assert choices == found.choices and len(set(choices)) == 2
+    assert found.curve.auc == pytest.approx(auc(np.concatenate(pooled_m), np.concatenate(pooled_n)), abs=1e-12)
+    assert found.asr == pytest.approx(right / 71) and (found.curve.members, found.curve.nonmembers) == (30, 41)
+
+
+def test_protocols_are_a_function_of_the_seed():
+    members, nonmembers = normal(0, 3, 50) + 0.5, normal(1, 3, 50)
+    one, same, other = (adaptive(members, nonmembers, seed) for seed in (1, 1, 2))
+    assert one.interval == same.interval != other.interval and one.asr == same.asr
+    assert one.curve.auc == same.curve.auc != other.curve.auc
+    one, same, other = (published(members[0], nonmembers[0], seed) for seed in (1, 1, 2))
+    assert one.interval == same.interval != other.interval
+
+
+def test_adaptive_needs_two_of_each_and_takes_constant_scores():
+    with pytest.raises(ValueError, match="two members"):
+        adaptive([[1.0]], [[0.0, 1.0]])
+    with pytest.raises(ValueError, match="NaN"):
+        adaptive([[1.0, float("nan")]], [[0.0, 1.0]])
+    assert adaptive(np.ones((2, 10)), np.ones((2, 10))).curve.auc == 0.5

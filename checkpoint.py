@@ -48,6 +48,17 @@ def path_in(run: Path, name: str) -> Path:
     return run / f"{name}.pt"
 
 
+def snapshot_in(run: Path, epochs: int) -> Path:
+    """Where a training into `run` leaves its model after so many epochs: a run directory within."""
+    return run / f"epoch-{epochs:04d}"
+
+
+def snapshots(run: Path) -> dict[int, Path]:
+    """The run directories of all snapshots in `run`, by epochs."""
+    found = {int(path.name[6:]): path for path in run.glob("epoch-*") if path.name[6:].isdecimal()}
+    return dict(sorted(found.items()))
+
+
 def save(run: Path, checkpoint: Checkpoint) -> None:
     """Write the finished model into `run`, whole or not at all; its `.unfinished` file has served."""
     with atomic_write(path_in(run, checkpoint.name)) as temporary:

@@ -12,12 +12,12 @@ from data import DATASETS
 from files import BadInput
 
 
-def parser(description: str, example: str) -> argparse.ArgumentParser:
-    """An argument parser with the flags that every script takes."""
+def parser(description: str, example: str, runs: str | None = None) -> argparse.ArgumentParser:
+    """An argument parser with the flags that every script takes; with `runs` "+", --run names one or more."""
     result = argparse.ArgumentParser(description=description, epilog=f"example: {example}")
     result.error = lambda message: fail(f"{message} (--help lists all flags)")
     result.add_argument("--dataset", choices=DATASETS, default="cifar10", help="default: %(default)s")
-    result.add_argument("--run", type=Path, help="directory of the run's models (default: runs/DATASET)")
+    result.add_argument("--run", type=Path, nargs=runs, help="directory of the run's models (default: runs/DATASET)")
     result.add_argument("--data-dir", help="where CIFAR-10 is, or is downloaded to (default: data/)")
     result.add_argument("--device", type=device, default="auto", help="cpu, cuda, mps (default: cuda if there is one)")
     return result

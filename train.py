@@ -7,6 +7,7 @@ name and the step, and of nothing else: the same seed gives the same weights, an
 cut off goes on as if it had not been.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -25,10 +26,17 @@ PRESETS = {
     # Minutes on a laptop: small images, few enough to be learnt by heart. Four channels a group, as at the
     # paper's scale: with one, the norms hide from the network how noisy its input is, and PIA reads nothing.
     "tiny": {
-        "unet": UNetConfig(ch=32, mult=(1, 2, 2), attn=(1,), blocks=1, dropout=0.1, groups=8),
+        "unet": UNetConfig(ch=32, mult=(1, 1, 2), attn=(), blocks=1, dropout=0.0, groups=8),
         "size": 16,
         "members": 256,
-        "train": {"epochs": 600, "batch": 16, "lr": 1e-3, "warmup": 100, "ema": 0.999, "flip": False},
+        "train": {"epochs": 600, "batch": 16, "lr": 1e-3, "warmup": 100, "ema": 0.99, "flip": False},
+    },
+    # The same network on images of CIFAR-10's own size, and twice as many: hours on a laptop.
+    "small": {
+        "unet": UNetConfig(ch=32, mult=(1, 1, 2), attn=(), blocks=1, dropout=0.0, groups=8),
+        "size": 32,
+        "members": 512,
+        "train": {"epochs": 600, "batch": 16, "lr": 1e-3, "warmup": 100, "ema": 0.99, "flip": False},
     },
     # The paper's scale: the network and training of DDPM, as SecMI and PIA attack it (800,000 steps).
     "cifar10": {
@@ -51,6 +59,13 @@ def parse_args():
     parser.add_argument("--member-split", type=Path, help="a published split: .npz, mia_train_idxs and mia_eval_idxs")
     parser.add_argument("--epochs", type=cli.natural, help="times that each image is seen (default: the preset's)")
     parser.add_argument("--seed", type=cli.seed, help="everything random hangs on it (default: 0)")
+    parser.add_argument(
+        "--snapshots",
+        type=cli.natural,
+        default=1,
+        metavar="N",
+        help="keep the model after each N-th of its epochs, too",
+    )
     parser.add_argument("--restart", action="store_true", help="begin anew, even if this model is trained already")
     return parser.parse_args()
 
@@ -106,6 +121,13 @@ def main() -> None:
     parts = {"model": model, "ema": ema, "optimizer": optimizer}
     step = 0 if args.restart else checkpoint.resume(run, result, parts)
 
+    snapshots = {settings["epochs"] * part // args.snapshots for part in range(1, args.snapshots)}  # after these epochs
+
+    def trained(epochs: int) -> checkpoint.Checkpoint:
+        """The model as it is now: the very one that --epochs EPOCHS would have made."""
+        weights = {key: value.cpu() for key, value in ema.state_dict().items()}
+        return dataclasses.replace(result, settings=settings | {"epochs": epochs}, weights=weights)
+
     # --- the loop ---
     x_all = images[trained_on].to(device)  # uint8, resident
     in_a = torch.arange(len(trained_on), device=device) < len(split.a)
@@ -157,13 +179,14 @@ def main() -> None:
             if mean != mean:
                 raise BadInput(f"the loss of {name} is not a number, before step {step}: lower lr in train.py's preset")
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+        if position == steps_an_epoch - 1 and epoch + 1 in snapshots:
+            checkpoint.save(checkpoint.snapshot_in(run, epoch + 1), trained(epoch + 1))
         if time.monotonic() - saved > SAVE_EVERY:
             checkpoint.save_unfinished(run, result, parts, step)
             saved = time.monotonic()
     bar.close()
 
-    result.weights = {key: value.cpu() for key, value in ema.state_dict().items()}
-    checkpoint.save(run, result)
+    checkpoint.save(run, trained(settings["epochs"]))
     print(f"{checkpoint.path_in(run, name)}: {len(trained_on)} images, {steps:,} steps")
 
 

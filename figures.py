@@ -1,0 +1,119 @@
+"""The figures of a study, as PNG files, in colours that the colour-blind can tell apart and that print well in grey."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from files import atomic_write
+from metrics import ROC
+
+matplotlib.use("agg")  # files only: no window, and no display needed
+from matplotlib import pyplot as plt  # noqa: E402
+
+# Okabe and Ito's colours; the line styles tell the same without them
+STYLES = {
+    "undefended": ("#000000", "-"),
+    "A alone": ("#56B4E9", "-"),
+    "B alone": ("#009E73", "-"),
+    "DualMD pipeline": ("#0072B2", "--"),
+    "DualMD leaked": ("#CC79A7", "-."),
+    "DistillMD average": ("#E69F00", (0, (5, 1, 1, 1, 1, 1))),
+    "DistillMD cross": ("#D55E00", ":"),
+}
+
+
+def roc_curves(path: Path, curves: dict[tuple[str, str], Sequence[ROC]]) -> None:
+    """ROC curves by (attack, target), one a training: above on linear axes, below on logarithmic ones."""
+    attacks = list(dict.fromkeys(attack for attack, _ in curves))
+    figure, axes = plt.subplots(2, len(attacks), figsize=(3.2 * len(attacks) + 0.6, 6.6), squeeze=False)
+    floor = 0.5 / max(curve.nonmembers for several in curves.values() for curve in several)
+    for column, attack in enumerate(attacks):
+        for row, scale in enumerate(("linear", "log")):
+            ax = axes[row, column]
+            diagonal = np.geomspace(floor, 1, 50)
+            ax.plot(diagonal, diagonal, color="#999999", linewidth=0.8)
+            for (its_attack, target), several in curves.items():
+                for i, curve in enumerate(several if its_attack == attack else []):
+                    colour, dashes = STYLES[target]
+                    x, y = (np.maximum(rates, floor) if scale == "log" else rates for rates in (curve.fpr, curve.tpr))
+                    label = None if i else target
+                    ax.plot(x, y, color=colour, linestyle=dashes, linewidth=1.3, drawstyle="steps-post", label=label)
+            low = floor if scale == "log" else 0
+            ax.set(xscale=scale, yscale=scale, xlim=(low, 1), ylim=(low, 1.02), aspect="equal", xlabel="FPR")
+            ax.set_title(attack if row == 0 else "")
+            if column == 0:
+                ax.set_ylabel("TPR")
+    _save(figure, axes[0, 0], path)
+
+
+def over_epochs(path: Path, rows: Sequence[dict]) -> None:
+    """AUC against epochs, a panel an attack, from the rows of epochs.json: the mean over trainings, in its range."""
+    attacks = list(dict.fromkeys(row["attack"] for row in rows))
+    if len({row["epochs"] for row in rows}) < 2:
+        return  # no snapshots, no curve
+    figure, axes = plt.subplots(1, len(attacks), figsize=(4.6 * len(attacks), 3.6), squeeze=False, sharey=True)
+    for ax, attack in zip(axes[0], attacks, strict=True):
+        ax.axhline(0.5, color="#999999", linewidth=0.8)
+        for target, (colour, dashes) in STYLES.items():
+            aucs: dict[int, list[float]] = {}
+            for row in rows:
+                if row["attack"] == attack and row["model"] == target:
+                    aucs.setdefault(row["epochs"], []).append(row["auc"])
+            if aucs:
+                epochs = sorted(aucs)
+                low, mean, high = ([f(aucs[epoch]) for epoch in epochs] for f in (min, np.mean, max))
+                ax.plot(epochs, mean, color=colour, linestyle=dashes, marker="o", markersize=3, label=target)
+                ax.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.set(xlabel="epochs", title=attack)
+    axes[0, 0].set_ylabel("AUC")
+    _save(figure, axes[0, 0], path)
+
+
+def histograms(path: Path, scores: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], t: dict[str, int]) -> None:
+    """Scores of members and non-members by (attack, target), at each attack's t: a row an attack, a column a target."""
+    attacks, targets = (list(dict.fromkeys(names)) for names in zip(*scores, strict=True))
+    size = (2.6 * len(targets), 2 * len(attacks) + 0.6)
+    figure, axes = plt.subplots(len(attacks), len(targets), figsize=size, squeeze=False)
+    for row, attack in enumerate(attacks):
+        for column, target in enumerate(targets):
+            ax, (members, nonmembers) = axes[row, column], scores[attack, target]
+            # a few images far off would press all others into one bar
+            low, high = np.quantile(np.concatenate([members, nonmembers]), [0.02, 1])
+            bins = np.linspace(low, high, 25) if low < high else 25
+            ax.hist(np.clip(nonmembers, low, high), bins, color="#999999", label="non-members")
+            ax.hist(np.clip(members, low, high), bins, color="#D55E00", histtype="step", linewidth=1.4, label="members")
+            ax.set_yticks([])
+            ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+            ax.tick_params(labelsize=7)
+            if row == 0:
+                ax.set_title(target, fontsize=10)
+            if column == 0:
+                ax.set_ylabel(f"{attack}, t = {t[attack]}")
+    _save(figure, axes[0, 0], path)
+
+
+def samples(path: Path, grids: dict[str, Path]) -> None:
+    """The sample grids that exist (sample.py writes them), side by side."""
+    grids = {target: grid for target, grid in grids.items() if grid.exists()}
+    if not grids:
+        return
+    figure, axes = plt.subplots(1, len(grids), figsize=(3.2 * len(grids), 3.6), squeeze=False)
+    for ax, (target, grid) in zip(axes[0], grids.items(), strict=True):
+        ax.imshow(Image.open(grid), interpolation="nearest")
+        ax.set_title(target, fontsize=10)
+        ax.set_axis_off()
+    _save(figure, None, path)
+
+
+def _save(figure, legend_of, path: Path) -> None:
+    if legend_of is not None:
+        handles, labels = legend_of.get_legend_handles_labels()
+        columns = max(1, int(figure.get_size_inches()[0] / 1.7))  # as many names as the width holds
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    figure.set_layout_engine("constrained")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+    plt.close(figure)

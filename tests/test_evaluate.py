@@ -1,0 +1,300 @@
+"""evaluate.py: which model is attacked on which images, what is kept, and what it writes."""
+
+import argparse
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import Spy
+from PIL import Image
+
+import attacks
+import checkpoint
+import data
+import evaluate
+import metrics
+from dualmd import DualMD, NoiseSchedule
+from files import BadInput
+from unet import UNet, UNetConfig
+
+CONFIG = UNetConfig(ch=8, mult=(1,), attn=(), blocks=1, dropout=0.0, groups=2)
+MEMBERS = 12
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """40 images of 8x8, and few resamples."""
+    images = data.toy(8, 0, n=40)
+    monkeypatch.setattr(data, "load", lambda name, data_dir, size, seed: images)
+    monkeypatch.setattr(metrics, "RESAMPLES", 20)
+    return images
+
+
+def make_run(folder, images, names=checkpoint.NAMES, seed=0, members=MEMBERS, epochs=3):
+    """A run of untrained networks, each different, with outputs that are not zero."""
+    split = data.index_split(len(images), members, seed)
+    for i, name in enumerate(names):
+        torch.manual_seed(10 * seed + i)
+        model = UNet(CONFIG)
+        torch.nn.init.normal_(model.tail[-1].weight, std=0.1)
+        dataset = {"name": "toy", "data_dir": None, "size": 8, "seed": seed, "sha256": data.fingerprint(images)}
+        trained_on = {"A": split.a, "B": split.b}.get(name, split.members)
+        settings = {"epochs": epochs, "seed": seed}
+        checkpoint.save(
+            folder, checkpoint.Checkpoint(name, dataset, split, trained_on, settings, CONFIG, model.state_dict())
+        )
+    return split
+
+
+def call(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--dataset", "toy", "--device", "cpu", *map(str, flags)])
+    evaluate.main()
+
+
+def rows_of(folder):
+    rows = json.loads((folder / "results.json").read_text())
+    return {(row["model"], row["attack"], row["protocol"]): row for row in rows}
+
+
+def test_each_target_is_attacked_through_its_own_models(tmp_path, monkeypatch, small):
+    """Every published AUC once more, straight from attacks.py and the checkpoints."""
+    split = make_run(tmp_path, small)
+    call(monkeypatch, "--run", tmp_path, "--attack", "pia", "secmi", "--grid", 20, 50)
+    models = {name: one.eps_model() for name, one in checkpoint.load_run(tmp_path).items()}
+    x0 = data.to_float(small[torch.cat([split.members, split.nonmembers])])
+    schedule = NoiseSchedule()
+
+    def scores(attack, t, model):
+        return getattr(attacks, attack)(model, schedule, x0, t).double().numpy()
+
+    def standardised(attack, t, name):
+        found = scores(attack, t, models[name])
+        return (found - found.mean()) / found.std()
+
+    dual = DualMD(models["A"], models["B"])
+    assert dual.stride == 10, "A answers at t = 0"
+    rows = rows_of(tmp_path)
+    for attack, t in (("pia", 200), ("secmi", 100)):
+        expected = {
+            "undefended": scores(attack, t, models["all"]),
+            "DualMD pipeline": scores(attack, t, dual),
+            "DualMD leaked": np.maximum(standardised(attack, t, "A"), standardised(attack, t, "B")),
+            "DistillMD average": scores(attack, t, models["distill-average"]),
+            "DistillMD cross": scores(attack, t, models["distill-cross"]),
+        }
+        assert [model for model, its, protocol in rows if (its, protocol) == (attack, "published")] == list(expected)
+        for model, found in expected.items():
+            row = rows[model, attack, "published"]
+            assert row["auc"] == pytest.approx(metrics.auc(found[:MEMBERS], found[MEMBERS:]), abs=1e-9)
+            assert (row["t"], row["sign"]) == ([t], [1])
+            assert set(rows[model, attack, "adaptive"]["t"]) <= {20, 50, t}
+
+
+def test_the_adaptive_attacker_chooses_among_the_grid(tmp_path, monkeypatch, small):
+    make_run(tmp_path, small, ["all"])
+    seen = {}
+    judge = metrics.adaptive
+
+    def spy(members, nonmembers, seed):
+        seen.update(members=members, nonmembers=nonmembers, seed=seed)
+        return judge(members, nonmembers, seed)
+
+    monkeypatch.setattr(metrics, "adaptive", spy)
+    call(monkeypatch, "--run", tmp_path, "--attack", "loss", "--grid", 300, 50, "--seed", 4)
+    training = evaluate.Training(tmp_path, evaluate_args(seed=4))
+    for i, t in enumerate([50, 200, 300]):
+        ((members, nonmembers),) = training.scores("undefended", {"loss": [t]}).values()
+        assert np.array_equal(members[0], seen["members"][i]) and np.array_equal(nonmembers[0], seen["nonmembers"][i])
+    assert seen["seed"] == 4 and len(seen["members"]) == 3
+    row = rows_of(tmp_path)["undefended", "loss", "adaptive"]
+    result = judge(seen["members"], seen["nonmembers"], 4)
+    assert row["t"] == [[50, 200, 300][choice] for choice, _ in result.choices]
+    assert row["sign"] == [sign for _, sign in result.choices]
+    assert (row["auc"], row["asr"], tuple(row["auc_95"])) == (result.curve.auc, result.asr, result.interval)
+
+
+def evaluate_args(seed=0, batch=256):
+    return argparse.Namespace(seed=seed, batch=batch, device=torch.device("cpu"), data_dir=None)
+
+
+def test_held_out_loss_is_that_of_images_no_model_saw(tmp_path, small):
+    split = make_run(tmp_path, small)
+    training = evaluate.Training(tmp_path, evaluate_args())
+    x0 = data.to_float(small[split.nonmembers])
+    schedule, model = NoiseSchedule(), training.models["all"].eps_model()
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    for t in range(0, 1000, 20):  # other noise, more timesteps
+        eps = torch.randn(x0.shape, generator=generator)
+        ts = torch.full((len(x0),), t)
+        losses.append((model(schedule.add_noise(x0, t, eps), ts) - eps).square().mean().item())
+    assert training.held_out_loss("undefended") == pytest.approx(np.mean(losses), rel=0.03)
+    assert training.held_out_loss("DualMD leaked") == training.held_out_loss("DualMD pipeline")
+    assert training.held_out_loss("DualMD pipeline") != training.held_out_loss("undefended")
+
+
+def test_scores_are_kept_until_what_they_depend_on_changes(tmp_path, monkeypatch, small):
+    make_run(tmp_path, small, ["all", "A", "B"])
+    attacked = []
+    original = evaluate.attack_scores
+
+    def spy(eps_model, schedule, x0, wanted, args, name):
+        attacked.append((name, {attack: tuple(ts) for attack, ts in wanted.items()}))
+        return original(eps_model, schedule, x0, wanted, args, name)
+
+    def scores(target="undefended", ts=(100, 200), seed=0):
+        attacked.clear()
+        return evaluate.Training(tmp_path, evaluate_args(seed)).scores(target, {"pia": list(ts)})["pia"]
+
+    monkeypatch.setattr(evaluate, "attack_scores", spy)
+    first = scores()
+    assert attacked == [("all", {"pia": (100, 200)})]
+    again = scores(ts=(200, 100))
+    assert attacked == [] and np.array_equal(again[0], first[0][::-1])
+    third = scores(ts=(100, 150, 200))
+    assert attacked == [("all", {"pia": (150,)})] and np.array_equal(third[0][[0, 2]], first[0])
+    scores("DualMD leaked")
+    assert [name for name, _ in attacked] == ["A", "B"]
+    scores("DualMD pipeline")
+    assert [name for name, _ in attacked] == ["dual"]
+    scores(seed=1)
+    assert attacked, "another seed, other noise"
+
+    (tmp_path / "scores" / "all-pia.npz").write_bytes(b"PK\x03\x04 damaged")
+    scores()
+    assert attacked
+    scores("DualMD pipeline")
+    assert not attacked
+    damaged = checkpoint.load(tmp_path / "B.pt")
+    damaged.weights["head.bias"] += 1
+    checkpoint.save(tmp_path, damaged)
+    scores("DualMD pipeline")
+    assert attacked, "B has other weights"
+    scores()
+    assert not attacked, "the undefended model has not"
+    edited = tmp_path / "attacks.py"
+    edited.write_text("# an exercise")
+    monkeypatch.setattr(attacks, "__file__", str(edited))
+    scores()
+    assert attacked, "attacks.py has been edited"
+
+
+def test_scores_do_not_depend_on_the_batch_nor_on_other_timesteps(tmp_path, small):
+    make_run(tmp_path / "one", small, ["all"])
+    make_run(tmp_path / "two", small, ["all"])
+    wanted = {"loss": [50, 200], "pia": [50, 200], "secmi": [50, 200]}
+    one = evaluate.Training(tmp_path / "one", evaluate_args()).scores("undefended", wanted)
+    training = evaluate.Training(tmp_path / "two", evaluate_args(batch=7))
+    for attack in wanted:
+        ((members, nonmembers),) = training.scores("undefended", {attack: [200]}).values()
+        np.testing.assert_allclose(members[0], one[attack][0][1], rtol=1e-3)
+        np.testing.assert_allclose(nonmembers[0], one[attack][1][1], rtol=1e-3)
+
+
+def test_remembering_answers_alike_and_asks_once():
+    spy = Spy(lambda x, t: x * 0.1 + t[:, None, None, None] / 1000)
+    x0 = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    schedule, ask = NoiseSchedule(), evaluate.remembering(spy)
+    for attack, t in (("secmi", 100), ("secmi", 50), ("secmi", 200), ("pia", 200), ("pian", 200)):
+        found = getattr(attacks, attack)(ask, schedule, x0, t)
+        assert torch.equal(found, getattr(attacks, attack)(spy.answer, schedule, x0, t))
+    # SecMI: 0, 10, ..., 200; PIA shares the question at 0, and asks one at 200, as does PIAN
+    assert sorted(spy.timesteps) == sorted([*range(0, 201, 10), 200, 200])
+    ask(x0, torch.tensor([1, 2, 3]))
+    assert torch.equal(ask(x0, torch.tensor([1, 2, 4])), spy.answer(x0, torch.tensor([1, 2, 4])))
+
+
+def test_half_a_run(tmp_path, small):
+    """A alone is attacked on its own images; where B stands beside it, only both together."""
+    split = make_run(tmp_path, small, ["B"])
+    training = evaluate.Training(tmp_path, evaluate_args())
+    assert training.targets == ["B alone"]
+    (members, nonmembers), x0 = training.scores("B alone", {"pia": [200]})["pia"], data.to_float(small)
+    model = training.models["B"].eps_model()
+    assert members.shape == nonmembers.shape == (1, MEMBERS // 2)
+    for found, indices in ((members, split.b), (nonmembers, split.nonmembers[: MEMBERS // 2])):
+        expected = attacks.pia(model, NoiseSchedule(), x0[indices], 200)
+        np.testing.assert_allclose(found[0], expected.numpy(), rtol=1e-3)
+    make_run(tmp_path, small, ["A", "distill-cross"])
+    assert evaluate.Training(tmp_path, evaluate_args()).targets == [
+        "DualMD pipeline",
+        "DualMD leaked",
+        "DistillMD cross",
+    ]
+
+
+def test_what_is_written(tmp_path, monkeypatch, small, capsys):
+    runs = [tmp_path / "seed-0", tmp_path / "seed-1"]
+    for seed, run in enumerate(runs):
+        make_run(run, small, seed=seed)
+        make_run(checkpoint.snapshot_in(run, 1), small, ["all", "A", "B"], seed=seed, epochs=1)
+        Image.new("RGB", (8, 8)).save(run / "samples-dual.png")
+    flags = ("--attack", "pia", "loss", "--grid", 50)
+    call(monkeypatch, "--run", runs[0], *flags, "--print-only")
+    assert not (runs[0] / "table.md").exists() and "undefended" in capsys.readouterr().out
+    for run in runs:
+        call(monkeypatch, "--run", run, *flags)
+    capsys.readouterr()
+    call(monkeypatch, "--run", *runs, *flags)
+    figures = ["epochs.png", "histograms.png", "roc.png", "samples.png"]
+    for folder in (*runs, tmp_path):
+        assert {"epochs.json", "results.json", "table.md", *figures} <= {path.name for path in folder.iterdir()}
+        for name in figures:
+            assert min(Image.open(folder / name).size) > 300
+    printed = capsys.readouterr().out
+    assert printed.startswith((tmp_path / "table.md").read_text())
+
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert len(rows) == 5 * 2 * 2 * 2  # targets, attacks, protocols, seeds
+    for row in rows:
+        assert list(row) == [
+            *["model", "attack", "held_out_loss", "seed", "commit", "command", "protocol", "t", "sign", "auc"],
+            *["auc_95", "asr", "tpr_at_1", "tpr_at_01", "n_members", "n_nonmembers"],
+        ]
+        assert row["tpr_at_1"] is None and row["n_members"] == row["n_nonmembers"] == MEMBERS
+        assert row["command"].startswith("python evaluate.py --dataset toy")
+        assert row["auc_95"][0] <= row["auc_95"][1] and row["commit"] == evaluate.commit()
+    first, second = (rows_of(run)["DualMD leaked", "pia", "adaptive"] for run in runs)
+    line = next(line for line in printed.splitlines() if re.match(r"\| DualMD leaked +\| [\d.]+ +\| pia", line))
+    low, high = sorted([first["auc"], second["auc"]])
+    assert line.split("|")[8].strip() == f"{(low + high) / 2:.3f} [{low:.2f} {high:.2f}]"
+    alone = (runs[0] / "table.md").read_text()
+    line = next(line for line in alone.splitlines() if re.match(r"\| DualMD leaked +\| [\d.]+ +\| pia", line))
+    assert line.split("|")[8].strip() == "{:.3f} [{:.2f} {:.2f}]".format(first["auc"], *first["auc_95"])
+
+    epochs = json.loads((tmp_path / "epochs.json").read_text())
+    assert {(row["seed"], row["epochs"], row["model"]) for row in epochs} >= {
+        (0, 1, "undefended"),
+        (1, 3, "undefended"),
+    }
+    assert ("DistillMD cross", 1) not in {(row["model"], row["epochs"]) for row in epochs}
+    final = [row["auc"] for row in epochs if (row["model"], row["attack"], row["epochs"]) == ("undefended", "pia", 3)]
+    assert final == [rows_of(run)["undefended", "pia", "published"]["auc"] for run in runs]
+
+
+def test_picked():
+    assert evaluate.picked([{"t": [100, 100], "sign": [1, 1]}]) == "100"
+    assert evaluate.picked([{"t": [100, 50], "sign": [-1, -1]}]) == "−50…100"
+    assert evaluate.picked([{"t": [100, 50], "sign": [1, 1]}, {"t": [200, 50], "sign": [-1, 1]}]) == "±50…200"
+
+
+def test_refusals(tmp_path, monkeypatch, small):
+    make_run(tmp_path / "one", small, ["all"])
+    make_run(tmp_path / "fewer", small, ["all"], members=8)
+    with pytest.raises(BadInput, match="one has 12 members, .*fewer 8: evaluate each alone"):
+        call(monkeypatch, "--run", tmp_path / "one", tmp_path / "fewer")
+    with pytest.raises(BadInput, match="secmi at t = 55: .* multiple"):
+        call(monkeypatch, "--run", tmp_path / "one", "--attack", "secmi", "--grid", 55)
+    with pytest.raises(BadInput, match="pia at t = 1000: .* 0 to 999"):
+        call(monkeypatch, "--run", tmp_path / "one", "--attack", "pia", "--t", 1000)
+    make_run(tmp_path / "two", small, ["all"], members=2)
+    call(monkeypatch, "--run", tmp_path / "two", "--attack", "pia", "--print-only")
+    nan = checkpoint.load(tmp_path / "one" / "all.pt")
+    nan.weights["head.bias"] *= float("nan")
+    checkpoint.save(tmp_path / "one", nan)
+    with pytest.raises(BadInput, match="pia on undefended of .*one: a score is NaN"):
+        call(monkeypatch, "--run", tmp_path / "one", "--attack", "pia")
+    assert not (tmp_path / "one" / "results.json").exists()

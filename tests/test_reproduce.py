@@ -1,0 +1,152 @@
+"""reproduce.py: the list of commands, what runs when, and that an interrupted study ends at the same numbers."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import reproduce
+from files import BadInput
+from reproduce import Job
+
+
+def study(tmp_path, **changes):
+    args = {"run": tmp_path, "dataset": "toy", "data_dir": None, "device": torch.device("cpu"), "preset": None}
+    args |= {"members": None, "epochs": None, "seeds": 1, "snapshots": 8}
+    return reproduce.study(argparse.Namespace(**args | changes), cores=2)
+
+
+def test_the_commands_can_be_run_one_by_one(tmp_path):
+    jobs = study(tmp_path, seeds=2)
+    there = set()
+    for job in jobs:
+        assert set(job.needs) <= there, f"{job} needs what comes later"
+        there |= set(job.makes)
+    lines = [str(job).replace(str(tmp_path), "RUN") for job in jobs]
+    tail = "--dataset toy --device cpu"
+    into = "--run RUN/seed-1 --snapshots 8"
+    size = "--preset tiny --members 128 --epochs 200 --seed 1"
+    for split in ("all", "A", "B"):
+        assert f"python train.py --split {split} {into} {size} {tail}" in lines
+    for targets in ("cross", "average"):
+        assert f"python train.py --distill {targets} {into} {tail}" in lines
+    assert f"python sample.py --model dual --n 16 --run RUN/seed-0 {tail}" in lines
+    assert lines[-1] == f"python evaluate.py --run RUN/seed-0 RUN/seed-1 --out RUN {tail}"
+    # the first result comes before the students, from seed 0
+    first = lines.index(f"python evaluate.py --attack pia --print-only --run RUN/seed-0 {tail}")
+    assert first < next(i for i, line in enumerate(lines) if "--distill" in line)
+
+
+def test_sizes_and_devices(tmp_path):
+    real = {"dataset": "cifar10", "data_dir": "d"}
+    for changes, expected in (
+        (real, "--preset tiny --members 112 --epochs 250 --seed 0 --dataset cifar10 --data-dir d --device cpu"),
+        (real | {"members": 8, "epochs": 3}, "--preset tiny --members 8 --epochs 3 --seed 0 --dataset cifar10"),
+        (
+            real | {"device": torch.device("cuda")},
+            "--preset cifar10 --seed 0 --dataset cifar10 --data-dir d --device cuda",
+        ),
+        (real | {"preset": "small"}, "--preset small --seed 0 --dataset cifar10 --data-dir d --device cpu"),
+        (
+            {"device": torch.device("cuda")},
+            "--preset tiny --members 128 --epochs 200 --seed 0 --dataset toy --device cuda",
+        ),
+    ):
+        assert expected in str(study(tmp_path, **changes)[0])
+
+
+def test_what_is_there_is_done(tmp_path):
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "A.pt").touch()
+    done = [str(job) for job in study(tmp_path) if job.done]
+    assert len(done) == 1 and "train.py --split A " in done[0]
+    (tmp_path / "table.md").touch()
+    assert "--print-only" not in " ".join(map(str, study(tmp_path))), "a first result is of no use after the last"
+
+
+def script(folder, text):
+    path = folder / "job.py"
+    path.write_text("import os, sys, time\nfrom pathlib import Path\n" + text)
+    return lambda *words, **rest: Job(["python", str(path), *map(str, words)], **rest)
+
+
+def test_a_job_waits_for_what_it_needs(tmp_path, capfd):
+    job = script(
+        tmp_path,
+        "out, *needed = sys.argv[1:]\n"
+        "text = ''.join(Path(path).read_text() for path in needed)\n"
+        "print('made', Path(out).name)\n"
+        "Path(out).write_text(text + Path(out).name + os.environ['OMP_NUM_THREADS'])\n",
+    )
+    a, b, c = (tmp_path / name for name in "abc")
+    jobs = [job(c, a, b, needs=[a, b], makes=[c], cores=2), job(b, a, needs=[a], makes=[b]), job(a, makes=[a])]
+    reproduce.run_all(jobs, cores=2, on_cpu=True)
+    assert c.read_text() == "a1" + "a1b1" + "c2"
+    out = capfd.readouterr().out
+    assert out.index("made a") < out.index("made b") < out.index("made c")
+
+
+def test_a_failure_stops_the_others(tmp_path):
+    job = script(
+        tmp_path,
+        "if sys.argv[1] == 'fail':\n"
+        "    while not Path(sys.argv[2]).exists(): time.sleep(0.05)\n"
+        "    sys.exit(2)\n"
+        "Path(sys.argv[2] + '.tmp').write_text(str(os.getpid()))\n"
+        "os.replace(sys.argv[2] + '.tmp', sys.argv[2])\n"
+        "time.sleep(600)\n",
+    )
+    pid = tmp_path / "pid"
+    with pytest.raises(BadInput, match="this failed, and the rest was stopped: python .*job.py fail"):
+        reproduce.run_all([job("sleep", pid), job("fail", pid), job("never", pid)], cores=2, on_cpu=True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    lazy = script(tmp_path, "")
+    with pytest.raises(BadInput, match="this failed"):
+        reproduce.run_all([lazy(makes=[tmp_path / "nothing"])], cores=1, on_cpu=True)
+
+
+def test_an_interrupted_study_goes_on_to_the_same_numbers(tmp_path):
+    """The whole study on the toy data, at a size that says nothing, straight and with Ctrl-C half-way."""
+    command = [sys.executable, ROOT / "reproduce.py", "--members", "8", "--epochs", "4", "--snapshots", "2", "--run"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(run: Path, **rest):
+        return subprocess.Popen([*command, run], env=environment, stdout=subprocess.PIPE, text=True, **rest)
+
+    def interrupted(run: Path):
+        process = start(run, start_new_session=True)  # as in a terminal, Ctrl-C reaches the whole group
+        while not (run / "seed-0" / "B.pt").exists():
+            time.sleep(0.1)
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 130 and not (run / "table.md").exists()
+        before = {path: path.stat().st_mtime_ns for path in (run / "seed-0").glob("*.pt")}
+        assert len(before) == 3
+        out, _ = start(run).communicate(timeout=600)
+        assert all(path.stat().st_mtime_ns == time for path, time in before.items()), "what is there is left alone"
+        return out
+
+    with ThreadPoolExecutor(2) as two:
+        straight = two.submit(lambda: start(tmp_path / "straight").communicate(timeout=600)[0])
+        resumed = two.submit(interrupted, tmp_path / "interrupted")
+    one, other = (tmp_path / "straight", straight.result()), (tmp_path / "interrupted", resumed.result())
+    assert other[1].count("# done already") == 3 and "# done already" not in one[1]
+    assert one[1].count("undefended ") == 1 + 4, "a first result, and the table"
+    numbers = []
+    for run, out in (one, other):
+        assert (run / "table.md").read_text() in out
+        rows = json.loads((run / "results.json").read_text())
+        numbers.append([{key: row[key] for key in row if key != "command"} for row in rows])
+        assert {path.name for path in run.glob("*.png")} == {"roc.png", "histograms.png", "epochs.png", "samples.png"}
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 40

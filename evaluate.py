@@ -174,7 +174,7 @@ class Training:
         rows = []
         for training in [*underway, self]:
             settings = training.first.settings
-            for target in training.targets:
+            for target in [target for target in training.targets if target != "DualMD leaked"]:
                 for attack, t in fixed.items():
                     (members,), (nonmembers,) = training.scores(target, {attack: [t]})[attack]
                     row = {"model": target, "attack": attack, "protocol": "published", "t": [t]}

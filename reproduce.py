@@ -27,6 +27,7 @@ SIZES = {
     ("toy", "tiny"): (128, 200),
     ("cifar10", "tiny"): (112, 250),
 }
+CLEAR = "\r\033[K" if sys.stdout.isatty() else ""  # the progress bar in the line that is printed on
 
 
 @dataclass
@@ -115,9 +116,13 @@ def run_all(waiting: list[Job], cores: int, on_cpu: bool) -> None:
                 if process.poll() is not None:
                     del running[line]
                     if process.stdout:  # of one command among others: all at once, and not across their progress bars
-                        print(f"\r\033[K$ {job}\n{process.stdout.read()}", flush=True)
+                        print(f"{CLEAR}$ {job}\n{process.stdout.read()}", flush=True)
+                    if process.returncode == 2:
+                        sys.exit(2)  # it has said what is wrong
                     if process.returncode or (job.makes and not job.done):
-                        raise BadInput(f"this failed, and the rest was stopped: {job}")
+                        raise BadInput(
+                            f"this failed (exit status {process.returncode}), and the rest was stopped: {job}"
+                        )
             free = cores - sum(job.cores for job, _ in running.values())
             ready = [job for job in waiting if job.cores <= free and all(path.exists() for path in job.needs)]
             if ready:

@@ -100,16 +100,18 @@ def test_a_failure_stops_the_others(tmp_path):
         tmp_path,
         "if sys.argv[1] == 'fail':\n"
         "    while not Path(sys.argv[2]).exists(): time.sleep(0.05)\n"
-        "    sys.exit(2)\n"
+        "    sys.exit(int(sys.argv[3]))\n"
         "Path(sys.argv[2] + '.tmp').write_text(str(os.getpid()))\n"
         "os.replace(sys.argv[2] + '.tmp', sys.argv[2])\n"
         "time.sleep(600)\n",
     )
     pid = tmp_path / "pid"
-    with pytest.raises(BadInput, match="this failed, and the rest was stopped: python .*job.py fail"):
-        reproduce.run_all([job("sleep", pid), job("fail", pid), job("never", pid)], cores=2, on_cpu=True)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
+    for status, error in ((1, BadInput), (2, SystemExit)):  # of status 2 the job itself has said why
+        pid.unlink(missing_ok=True)
+        with pytest.raises(error, match="2|status 1.*, and the rest was stopped: python .*job.py fail"):
+            reproduce.run_all([job("sleep", pid), job("fail", pid, status), job("never", pid)], cores=2, on_cpu=True)
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)
     lazy = script(tmp_path, "")
     with pytest.raises(BadInput, match="this failed"):
         reproduce.run_all([lazy(makes=[tmp_path / "nothing"])], cores=1, on_cpu=True)

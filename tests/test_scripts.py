@@ -318,7 +318,7 @@ REFUSALS = {
     "train.py --split A --dataset toy --run pictures/cat.png": "cannot write into pictures/cat.png: File exists",
     "train.py --distill cross": "runs/cifar10/A.pt does not exist",
     "reproduce.py --seeds 0": "argument --seeds: 0 is not a positive whole number .*",
-    "reproduce.py --dataset cifar10 --data-dir nowhere": "this failed, and the rest was stopped: python train.py .*",
+    "reproduce.py --dataset cifar10 --data-dir nowhere": "--data-dir nowhere: no such directory; .*",
     "train.py --split A --dataset toy --member-split cut": "--member-split cut: not an .npz file .*",
 }
 
@@ -332,7 +332,8 @@ def test_refusals(tmp_path):
         assert result.returncode == 2, command
         error = [line for line in result.stderr.splitlines() if "it/s" not in line]
         assert len(error) == 1, f"{command}: {result.stderr}"
-        assert re.fullmatch(f"{command.split()[0]}: {message}", error[0])
+        says = "train.py" if "nowhere" in command else command.split()[0]  # reproduce.py leaves it to what it runs
+        assert re.fullmatch(f"{says}: {message}", error[0])
     assert tree(tmp_path) == before
 
 
@@ -367,7 +368,8 @@ def test_the_defence_defends(trained):
     models = ["undefended", "DualMD pipeline", "DualMD leaked", "DistillMD cross"]
     both = ["published", "adaptive"]
     assert list(auc) == [(m, a, p) for m in models for a in ("pia", "loss") for p in both]
-    # measured: XXX; with 32 images each, an AUC wanders by 0.07
+    # measured under the published protocol: PIA 0.85, 0.52, 0.61, 0.62, loss 0.99, 0.72, 0.97, 0.47; with 32 images
+    # each an AUC wanders by 0.07, and more under the adaptive one
     for p in both:
         assert auc["undefended", "loss", p] > 0.9 > auc["DualMD pipeline", "loss", p] > 0.6
         assert auc["DualMD leaked", "loss", p] > 0.9
@@ -384,6 +386,6 @@ def test_samples_are_a_picture(trained):
 def test_one_half_alone_is_attacked_on_its_own_images(trained):
     for name in ("B", "all", "distill-cross"):
         (trained / "runs" / "cifar10" / f"{name}.pt").unlink()
-    result = run("evaluate.py", "--attack", "pia", cwd=trained)
-    row = re.search(r"^\| A alone +\| [\d.]+ +\| pia +\| ([\d.]+)", result.stdout, re.MULTILINE)
-    assert float(row[1]) > 0.7, "A is attacked on its own 16 images"
+    result = run("evaluate.py", "--attack", "loss", cwd=trained)
+    row = re.search(r"^\| A alone +\| [\d.]+ +\| loss +\| ([\d.]+)", result.stdout, re.MULTILINE)
+    assert float(row[1]) > 0.8, "A is attacked on its own 16 images"

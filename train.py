@@ -120,6 +120,9 @@ def main() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"], fused=True)
     parts = {"model": model, "ema": ema, "optimizer": optimizer}
     step = 0 if args.restart else checkpoint.resume(run, result, parts)
+    if args.restart:  # what it was underway the last time says nothing about this one
+        for snapshot in checkpoint.snapshots(run).values():
+            checkpoint.path_in(snapshot, name).unlink(missing_ok=True)
 
     snapshots = {settings["epochs"] * part // args.snapshots for part in range(1, args.snapshots)}  # after these epochs
 

@@ -176,6 +176,8 @@ def test_a_snapshot_is_what_a_shorter_training_makes(tmp_path, monkeypatch):
     underway, short = checkpoint.load(kept[4] / "all.pt"), checkpoint.load(tmp_path / "short" / "all.pt")
     assert same(underway.weights, short.weights) and underway.settings == short.settings
     assert same(weights(tmp_path / "long", "all"), weights(tmp_path / "plain", "all"))
+    call(monkeypatch, *flags, "--epochs", 5, "--restart", "--run", tmp_path / "long")
+    assert not list((tmp_path / "long").glob("*/*.pt")), "the snapshots of a training that is no more"
 
 
 def test_the_average_of_the_weights_is_kept(tmp_path, monkeypatch):

@@ -178,7 +178,8 @@ def toy(size: int = 16, seed: int = 0, n: int = TOY_IMAGES) -> Tensor:
     """n drawn images: a sky of two colours, and confetti in front of it. No two are alike.
 
     So much confetti because what can be guessed need not be memorised: of images with four shapes, a
-    network learns nothing by heart in the minutes that a demonstration has.
+    network learns nothing by heart in the minutes that a demonstration has. Not equally much in all,
+    because photographs too differ in how hard they are: that is what an attacker has to see through.
     """
     return torch.from_numpy(np.stack([_draw(i, size, seed) for i in range(n)])).permute(0, 3, 1, 2).contiguous()
 
@@ -195,7 +196,7 @@ def _draw(i: int, size: int, seed: int) -> np.ndarray:
     sky = Image.linear_gradient("L").resize((canvas, canvas))
     image = ImageOps.colorize(sky, colour(0, 0.6, random.uniform(0.3, 0.6)), colour(0.1, 0.35, random.uniform(0.8, 1)))
     draw = ImageDraw.Draw(image)
-    for _ in range(16):
+    for _ in range(random.randint(4, 29)):
         corners = random.choice([3, 4, 6, 48])  # 48: as good as a circle
         x, y = random.uniform(size=2) * canvas
         radius, turn = random.uniform(0.06, 0.2) * canvas, random.uniform(0, 2 * math.pi)

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--attack", choices=PUBLISHED_T, nargs="+", default=list(PUBLISHED_T), help="default: all")
     parser.add_argument("--t", type=int, help="timestep of the published protocol (default: each attack's own)")
     parser.add_argument("--grid", type=int, nargs="+", default=GRID, help="timesteps of the adaptive one: %(default)s")
-    parser.add_argument("--batch", type=cli.natural, default=256, help="images at a time (default: %(default)s)")
+    parser.add_argument("--batch", type=cli.natural, default=64, help="images at a time (default: %(default)s)")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of the attacker's noise (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="directory to write into (default: the run's, or that of all runs)")
     parser.add_argument("--print-only", action="store_true", help="write neither table nor figures")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+import checkpoint
 import cli
 from files import BadInput
 
@@ -58,6 +59,9 @@ def main() -> None:
     began = time.monotonic()
     cores = torch.get_num_threads() if args.device.type == "cpu" else 1  # on a GPU one command at a time
     jobs = study(args, cores)
+    for job in jobs:
+        for model in [path for path in job.makes if path.suffix == ".pt" and path.exists()]:
+            require_same_study(model, {"name": args.dataset} | sizes(args))
     print(f"{cli.run_directory(args)}/: {len(jobs)} commands, as many at a time as {cores} core(s) allow:\n")
     for job in jobs:
         print(f"  {job}{'  # done already' if job.done else ''}")
@@ -71,9 +75,7 @@ def study(args: argparse.Namespace, cores: int) -> list[Job]:
     """All commands, in an order in which one could run them one by one."""
     root, jobs = cli.run_directory(args), []
     runs = [root / f"seed-{seed}" for seed in range(args.seeds)]
-    preset = args.preset or ("cifar10" if (args.dataset, args.device.type) == ("cifar10", "cuda") else "tiny")
-    members, epochs = SIZES.get((args.dataset, preset), (None, None))
-    size = flags(preset=preset, members=args.members or members, epochs=args.epochs or epochs)
+    size = flags(**sizes(args))
     data = flags(dataset=args.dataset, data_dir=args.data_dir, device=args.device)
 
     def add(*words: object, **rest) -> None:
@@ -101,6 +103,24 @@ def study(args: argparse.Namespace, cores: int) -> list[Job]:
     everything = [path for job in jobs for path in job.makes]
     add("evaluate.py", "--run", *runs, "--out", root, needs=everything, cores=cores)
     return jobs
+
+
+def sizes(args: argparse.Namespace) -> dict[str, object]:
+    """The flags of train.py that say how large a training is; None where it is left to the preset."""
+    preset = args.preset or ("cifar10" if (args.dataset, args.device.type) == ("cifar10", "cuda") else "tiny")
+    members, epochs = SIZES.get((args.dataset, preset), (None, None))
+    return {"preset": preset, "members": args.members or members, "epochs": args.epochs or epochs}
+
+
+def require_same_study(model: Path, wanted: dict[str, object]) -> None:
+    """Raise BadInput where a model that is there already was not trained as this study would train it."""
+    trained = checkpoint.load(model)
+    for key, value in wanted.items():
+        found = (trained.settings | trained.dataset)[key]
+        if value is not None and found != value:
+            raise BadInput(
+                f"{model} is of another study, with {key} = {found}, not {value}: give this one its own --run"
+            )
 
 
 def flags(**values: object) -> list[str]:

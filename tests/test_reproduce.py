@@ -14,9 +14,12 @@ import pytest
 import torch
 from conftest import ROOT
 
+import checkpoint
+import data
 import reproduce
 from files import BadInput
 from reproduce import Job
+from unet import UNet, UNetConfig
 
 
 def study(tmp_path, **changes):
@@ -71,6 +74,25 @@ def test_what_is_there_is_done(tmp_path):
     assert len(done) == 1 and "train.py --split A " in done[0]
     (tmp_path / "table.md").touch()
     assert "--print-only" not in " ".join(map(str, study(tmp_path))), "a first result is of no use after the last"
+
+
+@pytest.mark.parametrize("differs", [{"epochs": 5}, {"members": 6}, {"preset": "small"}, {"name": "cifar10"}])
+def test_models_of_another_study_are_not_taken_for_this_one(tmp_path, differs):
+    few = data.toy(16, 0, n=16)
+    asked = {"name": "toy", "preset": "tiny", "members": 4, "epochs": 3}
+    theirs = asked | differs
+    split = data.index_split(len(few), theirs["members"])
+    dataset = {"name": theirs["name"], "data_dir": None, "size": 16, "seed": 0, "sha256": data.fingerprint(few)}
+    unet = UNetConfig(ch=8, mult=(1,), attn=(), blocks=1, groups=4)
+    settings = {key: theirs[key] for key in ("preset", "members", "epochs")}
+    model = checkpoint.Checkpoint("A", dataset, split, split.a, settings, unet, UNet(unet).state_dict())
+    checkpoint.save(tmp_path, model)
+    path = tmp_path / "A.pt"
+    reproduce.require_same_study(path, theirs)
+    reproduce.require_same_study(path, theirs | {"members": None, "epochs": None})  # left to the preset
+    ((key, value),) = differs.items()
+    with pytest.raises(BadInput, match=f"A.pt is of another study, with {key} = {value}, not {asked[key]}: .*--run"):
+        reproduce.require_same_study(path, asked)
 
 
 def script(folder, text):
@@ -152,3 +174,5 @@ def test_an_interrupted_study_goes_on_to_the_same_numbers(tmp_path):
         numbers.append([{key: row[key] for key in row if key != "command"} for row in rows])
         assert {path.name for path in run.glob("*.png")} == {"roc.png", "histograms.png", "epochs.png", "samples.png"}
     assert numbers[0] == numbers[1] and len(numbers[0]) == 40
+    longer = subprocess.run([*command, tmp_path / "straight", "--epochs", "5"], capture_output=True, text=True)
+    assert longer.returncode == 2 and "seed-0/all.pt is of another study, with epochs = 4, not 5" in longer.stderr

@@ -37,6 +37,21 @@ def device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def bfloat16_is_faster(device: torch.device) -> bool:
+    """Is a training faster in bfloat16 than in float32?
+
+    Told by what the processor has, not by the clock: the same seed is to give the same weights. bfloat16 doubles the
+    speed of an AMD EPYC; an Intel Xeon without AMX is a third faster in float32; and a processor without instructions
+    for bfloat16 computes it all the same, many times slower.
+    """
+    if device.type != "cpu":
+        return device.type == "cuda"
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    has = torch.cpu.get_capabilities()
+    return has.get("amx_bf16", False) or "Intel" not in has.get("cpu_name", "")
+
+
 def natural(text: str) -> int:
     """Type of a flag that takes 1, 2, 3, ..."""
     value = int(text)

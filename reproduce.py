@@ -98,8 +98,6 @@ def study(args: argparse.Namespace, cores: int) -> list[Job]:
                 teachers = [model["A"], model["B"]] if name == "dual" else [model[name]]
                 grid = run / f"samples-{name}.png"
                 add("sample.py", "--model", name, "--n", 16, "--run", run, needs=teachers, makes=[grid])
-        if args.seeds > 1:
-            add("evaluate.py", "--run", run, needs=list(model.values()), makes=[run / "results.json"])
     everything = [path for job in jobs for path in job.makes]
     add("evaluate.py", "--run", *runs, "--out", root, needs=everything, cores=cores)
     return jobs

@@ -136,10 +136,7 @@ def main() -> None:
     in_a = torch.arange(len(trained_on), device=device) < len(split.a)
     batch, steps_an_epoch = settings["batch"], -(-len(trained_on) // settings["batch"])
     steps = settings["epochs"] * steps_an_epoch
-    # a processor without bfloat16 instructions computes it, but many times slower than float32
-    bfloat16 = device.type == "cuda" or (
-        device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    bfloat16 = cli.bfloat16_is_faster(device)
     averages, weights = list(ema.parameters()), list(model.parameters())
     losses, saved, order = [], time.monotonic(), None
     done = settings["epochs"] * len(trained_on) * step // steps

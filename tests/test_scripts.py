@@ -16,6 +16,7 @@ from conftest import ROOT
 from PIL import Image
 
 import checkpoint
+import cli
 import data
 import sample as sample_script
 import train
@@ -225,6 +226,25 @@ def test_gradients_are_clipped(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "training_loss", lambda *args, f=train.training_loss: 1000 * f(*args))
     call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
     assert norms == pytest.approx([1.0] * 3, abs=1e-3)
+
+
+def test_bfloat16_is_for_processors_that_gain_by_it(monkeypatch):
+    supported = [True]
+    has = {}
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported[0])
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    cpu = torch.device("cpu")
+    for has, faster in (
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"architecture": "aarch64"}, True),
+    ):
+        assert cli.bfloat16_is_faster(cpu) is faster
+    supported[0] = False
+    assert not cli.bfloat16_is_faster(cpu)
+    assert cli.bfloat16_is_faster(torch.device("cuda")) and not cli.bfloat16_is_faster(torch.device("mps"))
 
 
 def test_a_run_stays_one_experiment(tmp_path, monkeypatch, capsys):

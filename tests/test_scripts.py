@@ -230,7 +230,6 @@ def test_gradients_are_clipped(tmp_path, monkeypatch):
 
 def test_bfloat16_is_for_processors_that_gain_by_it(monkeypatch):
     supported = [True]
-    has = {}
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported[0])
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)

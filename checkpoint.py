@@ -1,7 +1,7 @@
 """A trained model as a file, with all that it takes to judge it: weights, sizes, dataset, split, settings.
 
-A run directory holds up to five: all.pt, A.pt, B.pt, distill-cross.pt and distill-average.pt, and an
-`.unfinished` file for each training that is not over. Nothing outside this module knows the format.
+A run directory holds up to six: all.pt, A.pt, B.pt, distill-cross.pt, distill-average.pt and an attacker's
+reference.pt, and an `.unfinished` file for each training that is not over. Nothing outside this module knows the format.
 Files are read with `weights_only=True`: as data, never as code.
 """
 
@@ -20,7 +20,7 @@ from files import BadInput, atomic_write
 from unet import UNet, UNetConfig
 
 FORMAT = "dualmd checkpoint 1"
-NAMES = ("all", "A", "B", "distill-cross", "distill-average")
+NAMES = ("all", "A", "B", "distill-cross", "distill-average", "reference")
 
 
 @dataclass

@@ -5,7 +5,7 @@ import hashlib
 import math
 import tarfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +53,13 @@ def fingerprint(images: Tensor) -> str:
 
 @dataclass(frozen=True)
 class Split:
-    """Who was trained on what: three disjoint int64 index tensors into the dataset."""
+    """Who was trained on what: disjoint int64 index tensors into the dataset."""
 
     a: Tensor  # model A's half of the members
     b: Tensor  # model B's half
     nonmembers: Tensor  # as many as there are members, of the same distribution; no model sees them
+    # what an attacker trains a reference model on: as many more, as far as there are, that nobody is asked about
+    reference: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     @property
     def members(self) -> Tensor:
@@ -68,9 +70,10 @@ def index_split(n: int, members: int | None = None, seed: int = 0, published: Pa
     """Split the indices 0..n-1 by a permutation that depends on `seed` alone.
 
     The first half of the permutation is the members' pool, the second the non-members'; `members`
-    (even; default: all that there are) of each are taken. For CIFAR-10's 50,000 that is the field's
-    convention: 25,000 members, 12,500 in A and in B, and 25,000 non-members. `published` names an
-    .npz file with other pools: `mia_train_idxs` and `mia_eval_idxs`, as SecMI and PIA publish them.
+    (even; default: all that there are) of each are taken, and as many of what is left of the non-members'
+    pool for a reference model. For CIFAR-10's 50,000 that is the field's convention: 25,000 members, 12,500
+    in A and in B, and 25,000 non-members; nothing is left then. `published` names an .npz file with other
+    pools: `mia_train_idxs` and `mia_eval_idxs`, as SecMI and PIA publish them.
     """
     # RandomState: of numpy's and torch's generators the only one whose stream is promised never to change
     random = np.random.RandomState(seed)
@@ -83,8 +86,8 @@ def index_split(n: int, members: int | None = None, seed: int = 0, published: Pa
     count = most if members is None else members
     if not (0 < count <= most) or count % 2:
         raise BadInput(f"--members {count}: must be even, and from 2 to {most} with these {n:,} images")
-    a, b, nonmembers = pool[: count // 2], pool[count // 2 : count], nonmembers[:count]
-    return Split(*(torch.from_numpy(indices.astype(np.int64)) for indices in (a, b, nonmembers)))
+    parts = pool[: count // 2], pool[count // 2 : count], nonmembers[:count], nonmembers[count : 2 * count]
+    return Split(*(torch.from_numpy(indices.astype(np.int64)) for indices in parts))
 
 
 def _read_published_split(path: Path, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Train one model of a run: half A's, half B's, the undefended one on all members, or a student of A and B.
+"""Train one model of a run: half A's, half B's, the undefended one on all members, a student of A and B, a reference.
 
     python train.py --split A            python train.py --distill cross
 
@@ -52,7 +52,11 @@ SAVE_EVERY = 60  # seconds between two saves of an unfinished training
 def parse_args():
     parser = cli.parser(__doc__.partition("\n")[0], "python train.py --split A --dataset toy")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--split", choices=["A", "B", "all"], help="train on half A, half B, or all (undefended)")
+    which.add_argument(
+        "--split",
+        choices=["A", "B", "all", "reference"],
+        help="train on half A, half B, all members (undefended), or an attacker's own images",
+    )
     which.add_argument("--distill", choices=["cross", "average"], help="train a student on the run's A and B")
     parser.add_argument("--preset", choices=PRESETS, help="sizes and schedule (default: cifar10 with a GPU, else tiny)")
     parser.add_argument("--members", type=cli.natural, help="images of A and B together (default: the preset's)")
@@ -102,7 +106,12 @@ def main() -> None:
         settings["targets"] = "noise"
         config = preset["unet"]
     settings["epochs"] = args.epochs or settings["epochs"]
-    trained_on = {"A": split.a, "B": split.b}.get(name, split.members)
+    trained_on = {"A": split.a, "B": split.b, "reference": split.reference}.get(name, split.members)
+    if len(trained_on) == 0:
+        raise BadInput(
+            f"--split reference: all {len(split.nonmembers):,} images of the non-members' pool will be scored, "
+            "and none is left for a reference model: take fewer --members, for every model of the run"
+        )
 
     result = checkpoint.Checkpoint(name, dataset, split, trained_on, settings, config, weights={})
     schedule = result.noise_schedule()

@@ -1,8 +1,9 @@
 """A trained model as a file, with all that it takes to judge it: weights, sizes, dataset, split, settings.
 
-A run directory holds up to six: all.pt, A.pt, B.pt, distill-cross.pt, distill-average.pt and an attacker's
-reference.pt, and an `.unfinished` file for each training that is not over. Nothing outside this module knows the format.
-Files are read with `weights_only=True`: as data, never as code.
+A run directory holds up to six: all.pt, A.pt, B.pt, distill-cross.pt, distill-average.pt and an
+attacker's reference.pt; and an `.unfinished` file for each training that is not over.
+Nothing outside this module knows the format. Files are read with `weights_only=True`: as data, never
+as code.
 """
 
 import dataclasses

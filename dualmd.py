@@ -178,19 +178,41 @@ def sample(
     ancestral sampler, all T steps. Raises ValueError for any other method. All noise is drawn from
     `generator`, on its device.
     """
+    t = schedule.T - 1 if method == "ddpm" else (schedule.T - 1) // stride * stride
+    x = torch.randn(shape, generator=generator, device=generator.device).to(device)
+    return denoise(eps_model, schedule, x, t, generator, method=method, stride=stride, eta=eta, progress=progress)
+
+
+@torch.no_grad()
+def denoise(
+    eps_model: EpsModel,
+    schedule: NoiseSchedule,
+    x: Tensor,
+    t: int,
+    generator: torch.Generator | None = None,
+    *,
+    method: str = "ddim",
+    stride: int = 10,
+    eta: float = 0.0,
+    progress: bool = False,
+) -> Tensor:
+    """Denoise x (N, 3, H, W), which is as noisy as timestep t, to images in [-1, 1].
+
+    `sample` from half-way: timesteps t, t - stride, ... are visited, and the clean image is next
+    after the last. Deterministic DDIM, the default, needs no generator.
+    """
     if method not in ("ddim", "ddpm"):
         raise ValueError(f'method must be "ddim" or "ddpm", not {method!r}')
     if method == "ddpm":
         stride = 1
 
     def normal() -> Tensor:
-        return torch.randn(shape, generator=generator, device=generator.device).to(device)
+        return torch.randn(x.shape, generator=generator, device=generator.device).to(x)
 
-    x = normal()
-    for t in tqdm(range((schedule.T - 1) // stride * stride, -1, -stride), desc="sampling", disable=not progress):
-        eps = eps_model(x, torch.full((shape[0],), t, device=device))
+    for now in tqdm(range(t, -1, -stride), desc="sampling", disable=not progress):
+        eps = eps_model(x, torch.full((len(x),), now, device=x.device))
         if method == "ddpm":
-            x = schedule.ddpm_step(x, eps, t, normal(), clip=True)
+            x = schedule.ddpm_step(x, eps, now, normal(), clip=True)
         else:
-            x = schedule.ddim_step(x, eps, t, max(t - stride, -1), eta, normal() if eta else None, clip=True)
+            x = schedule.ddim_step(x, eps, now, max(now - stride, -1), eta, normal() if eta else None, clip=True)
     return x.clamp(-1, 1)

@@ -1,22 +1,22 @@
 """Attack every model of a run, and write how well each attack tells members from non-members.
 
-    python evaluate.py --attack pia
+    python evaluate.py --attack pia        python evaluate.py --memorization
 
 It prints a table and leaves it in the run's directory, with figures: table.md, results.json, epochs.json, *.png.
 Given several runs that differ in their seed, it writes the mean and the range over these trainings. An AUC of
-0.5 is a coin toss, 1 a certain attacker; metrics.py says what the two protocols are.
+0.5 is a coin toss, 1 a certain attacker; metrics.py says what the two protocols are. Where there is a reference
+model, each attack is made a second time with it, as ATTACK-ref. With --memorization no model is attacked, but
+each generates images, and how many are copies of training images goes into memorization.md, .json and .png.
 """
 
 import argparse
 import functools
-import hashlib
 import json
 import os
 import shlex
 import subprocess
 import sys
-import zipfile
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,33 +28,34 @@ import attacks
 import checkpoint
 import cli
 import data
-import dualmd
 import figures
 import metrics
-import unet
-from dualmd import DualMD, EpsModel, NoiseSchedule
+from dualmd import sample
 from files import BadInput, atomic_write, require_writable
+from memorization import is_copy, nearest
+from targets import TARGETS, Training, require_comparable
 
-# the timesteps at which SecMI's and PIA's authors attack CIFAR-10; the loss, where PIA does
-PUBLISHED_T = {"loss": 200, "secmi": 100, "pia": 200, "pian": 200}
+# the timesteps at which SecMI's and PIA's authors attack CIFAR-10, and ReDiffuse's; the others, where PIA does
+PUBLISHED_T = {"loss": 200, "sima": 200, "pia": 200, "pian": 200, "secmi": 100, "secmi_nn": 100, "rediffuse": 200}
+PUBLISHED_T |= {"gradient": 200}
+DEFAULT = ["loss", "sima", "pia", "secmi"]  # what takes minutes for a whole study on a laptop
 GRID = [50, 100, 150, 200, 250, 300]  # the adaptive attacker's choice; of DualMD, A and B answer at three each
-HELD_OUT_T = list(range(50, 1000, 100))  # the held-out loss is the mean over these
-TARGETS = {  # what is attacked, and the eps models that the attacker can ask
-    "undefended": ["all"],
-    "A alone": ["A"],
-    "B alone": ["B"],
-    "DualMD pipeline": ["dual"],
-    "DualMD leaked": ["A", "B"],
-    "DistillMD average": ["distill-average"],
-    "DistillMD cross": ["distill-cross"],
-}
 
 
 def main() -> None:
     parser = cli.parser(__doc__.partition("\n")[0], "python evaluate.py --attack pia --dataset toy", runs="+")
-    parser.add_argument("--attack", choices=PUBLISHED_T, nargs="+", default=list(PUBLISHED_T), help="default: all")
+    parser.add_argument(
+        "--attack",
+        choices=[*attacks.HOLDS, "all"],
+        nargs="+",
+        default=DEFAULT,
+        help=f"one or more, or all of them (default: {' '.join(DEFAULT)})",
+    )
     parser.add_argument("--t", type=int, help="timestep of the published protocol (default: each attack's own)")
     parser.add_argument("--grid", type=int, nargs="+", default=GRID, help="timesteps of the adaptive one: %(default)s")
+    parser.add_argument("--reference", type=Path, help="the attacker's own model (default: each run's reference.pt)")
+    parser.add_argument("--memorization", action="store_true", help="generate images, and look for copies")
+    parser.add_argument("--n", type=cli.natural, default=256, help="images to generate, a model (default: %(default)s)")
     parser.add_argument("--batch", type=cli.natural, default=64, help="images at a time (default: %(default)s)")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of the attacker's noise (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="directory to write into (default: the run's, or that of all runs)")
@@ -62,144 +63,102 @@ def main() -> None:
     args = parser.parse_args()
     runs = args.run or [cli.run_directory(args)]
     out = args.out or (runs[0] if len(runs) == 1 else Path(os.path.commonpath([run.absolute() for run in runs])))
-    fixed = {attack: PUBLISHED_T[attack] if args.t is None else args.t for attack in args.attack}
-    grid = {attack: sorted({*args.grid, t}) for attack, t in fixed.items()}
-
-    trainings = [Training(run, args) for run in runs]
+    trainings = [Training(run, args, reference=args.reference) for run in runs]
     require_comparable(trainings)
     if not args.print_only:
         require_writable(out)
+    (memorization if args.memorization else membership)(trainings, args, out)
 
-    # --- the table: every target, every attack, both protocols ---
-    lines, rows, curves, histograms = heading(trainings), [], {}, {}
+
+# --- membership inference -------------------------------------------------------------------------
+
+
+def membership(trainings: list[Training], args: argparse.Namespace, out: Path) -> None:
+    """The table of every target, every attack, both protocols; and all that is drawn from it."""
+    chosen = [attack for attack in attacks.HOLDS if attack in args.attack or "all" in args.attack]
+    fixed = {attack: PUBLISHED_T[attack] if args.t is None else args.t for attack in chosen}
+    grid = {attack: sorted({*args.grid, t}) for attack, t in fixed.items()}
+
+    lines, rows, curves, histograms = heading(trainings, MEMBERSHIP), [], {}, {}
     print(*lines, sep="\n", flush=True)
     for target in TARGETS:
         attacked = [training for training in trainings if target in training.targets]
+        possible = {attack: grid[attack] for attack in chosen if attacks.HOLDS[attack] in TARGETS[target].gives}
         held_out_losses = [training.held_out_loss(target) for training in attacked]
-        scores = [training.scores(target, grid) for training in attacked]
-        for attack in args.attack if attacked else []:
-            ts, at, new = grid[attack], grid[attack].index(fixed[attack]), []
-            for training, held_out_loss, score in zip(attacked, held_out_losses, scores, strict=True):
-                members, nonmembers = score[attack]
-                found = {"model": target, "attack": attack, "held_out_loss": held_out_loss}
-                found |= {"seed": training.first.settings["seed"], "commit": commit(), "command": command()}
-                try:
-                    published = metrics.published(members[at], nonmembers[at], args.seed)
-                    adaptive = metrics.adaptive(members, nonmembers, args.seed)
-                except ValueError as error:
-                    raise BadInput(f"{attack} on {target} of {training.run}: {error}") from error
-                new.append(found | summary("published", [fixed[attack]], published))
-                new.append(found | summary("adaptive", ts, adaptive))
-                curves.setdefault((attack, target), []).append(adaptive.curve)
-                histograms.setdefault((attack, target), (members[at], nonmembers[at]))
-            rows += new
-            lines.append(table_row(new))
-            print(lines[-1], flush=True)
+        scores = {False: [training.scores(target, possible) for training in attacked]}
+        if attacked and attacked[0].has_reference:
+            scores[True] = [training.scores(target, possible, calibrate=True) for training in attacked]
+        for attack in possible if attacked else []:
+            for calibrated, each in scores.items():
+                label, new = attack + ("-ref" if calibrated else ""), []
+                for training, held_out_loss, score in zip(attacked, held_out_losses, each, strict=True):
+                    found = {"model": target, "attack": label, "holds": attacks.HOLDS[attack]}
+                    found |= {"held_out_loss": held_out_loss} | provenance(training)
+                    try:
+                        its, curve, pair = judge(attack, *score[attack], grid[attack], fixed[attack], args)
+                    except ValueError as error:
+                        raise BadInput(f"{label} on {target} of {training.run}: {error}") from error
+                    new += [found | row for row in its]
+                    curves.setdefault((label, target), []).append(curve)
+                    histograms.setdefault((label, target), pair)
+                rows += new
+                lines.append(columns(table_row(new), MEMBERSHIP))
+                print(lines[-1], flush=True)
+    closing = ["", *overview(rows)]
+    print(*closing, sep="\n")
     if args.print_only:
         return
 
-    # --- what stays in the directory ---
     cheap = {attack: t for attack, t in fixed.items() if attack in ("loss", "pia")}
-    over_epochs = [row for training in trainings for row in training.over_epochs(cheap)]
-    texts = {"table.md": "\n".join(lines), "results.json": json.dumps(rows, indent=1)}
-    for name, text in (texts | {"epochs.json": json.dumps(over_epochs, indent=1)}).items():
-        with atomic_write(out / name) as path:
-            path.write_text(text + "\n")
+    underway = [row for training in trainings for row in over_epochs(training, cheap)]
+    write(out, {"table.md": lines + closing, "results.json": rows, "epochs.json": underway})
     figures.roc_curves(out / "roc.png", curves)
     figures.histograms(out / "histograms.png", histograms, fixed)
-    figures.over_epochs(out / "epochs.png", over_epochs)
-    figures.samples(out / "samples.png", {target: runs[0] / f"samples-{TARGETS[target][0]}.png" for target in TARGETS})
+    figures.over_epochs(out / "epochs.png", underway)
+    grids = {target: trainings[0].run / f"samples-{TARGETS[target].models[0]}.png" for target in trainings[0].targets}
+    figures.samples(out / "samples.png", grids)
     print(f"table, results and figures are in {out}/")
 
 
-class Training:
-    """One run directory and what can be attacked in it. Scores are kept in its scores/, and computed only once."""
+def judge(
+    attack: str, members: Tensor, nonmembers: Tensor, ts: list[int], t: int, args: argparse.Namespace
+) -> tuple[list[dict], metrics.ROC, tuple[np.ndarray, np.ndarray]]:
+    """Rows of results.json for both protocols; the adaptive one's ROC; the published one's scores of (non-)members.
 
-    def __init__(self, run: Path, args: argparse.Namespace, images: Tensor | None = None):
-        self.run, self.args = run, args
-        self.models = checkpoint.load_run(run)
-        self.first = next(iter(self.models.values()))
-        self.images = checkpoint.load_images(self.first, args.data_dir) if images is None else images
-        checkpoint.require_images(self.first, self.images)
-        self.asked: dict[str, EpsModel] = {name: one.eps_model(args.device) for name, one in self.models.items()}
-        if "A" in self.asked and "B" in self.asked:
-            self.asked["dual"] = DualMD(self.asked["A"], self.asked["B"])
-        alone = "A alone", "B alone"  # there to be attacked only as long as the other half is not
-        self.targets = [
-            target
-            for target, names in TARGETS.items()
-            if all(name in self.asked for name in names) and not (target in alone and "dual" in self.asked)
-        ]
-
-    def scores(self, target: str, wanted: dict[str, list[int]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """For each attack wanted, scores of members (T, N) and of as many non-members, a row a timestep."""
-        members = self.models[TARGETS[target][0]].trained_on if target.endswith("alone") else self.first.split.members
-        indices = torch.cat([members, self.first.split.nonmembers[: len(members)]])
-        asked = [self._scores(name, indices, wanted) for name in TARGETS[target]]
-        return {attack: np.split(combined([one[attack] for one in asked]), [len(members)], axis=1) for attack in wanted}
-
-    def held_out_loss(self, target: str) -> float:
-        """The denoising loss on images that no model saw, as a mean over timesteps: what the defence costs."""
-        target = target.replace("leaked", "pipeline")  # a thief of A and B would sample from them alike
-        _, nonmembers = self.scores(target, {"loss": HELD_OUT_T})["loss"]
-        return float(-nonmembers.mean())
-
-    def _scores(self, name: str, indices: Tensor, wanted: dict[str, list[int]]) -> dict[str, np.ndarray]:
-        """One eps model's scores (T, N) of these images, from scores/ as far as they are there already."""
-        # they are good for as long as nothing changes that they depend on, the attack's source included
-        models = [self.models[half] for half in "AB"] if name == "dual" else [self.models[name]]
-        depends = [tensor.numpy() for model in models for tensor in model.weights.values()]
-        depends += [Path(module.__file__).read_bytes() for module in (attacks, dualmd, unet)]
-        depends += [indices.numpy(), f"{self.first.dataset['sha256']} {self.args.seed}".encode()]
-        key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in depends)).hexdigest()
-
-        kept = {attack: self.run / "scores" / f"{name}-{attack}.npz" for attack in wanted}
-        found = {attack: read_scores(path, key) for attack, path in kept.items()}
-        missing = {attack: [t for t in ts if t not in found[attack]] for attack, ts in wanted.items()}
-        missing = {attack: ts for attack, ts in missing.items() if ts}
-        if missing:
-            x0 = self.images[indices]
-            new = attack_scores(self.asked[name], self.first.noise_schedule(), x0, missing, self.args, name)
-            for attack in missing:
-                found[attack] |= new[attack]
-                ts = sorted(found[attack])
-                # whoever may not write there can still attack
-                with suppress(BadInput), atomic_write(kept[attack]) as path, open(path, "wb") as file:
-                    np.savez(file, key=key, t=ts, scores=[found[attack][t] for t in ts], image=indices.numpy())
-        return {attack: np.stack([found[attack][t] for t in ts]) for attack, ts in wanted.items()}
-
-    def over_epochs(self, fixed: dict[str, int]) -> list[dict]:
-        """The published protocol's AUCs of the models as they were underway (train.py --snapshots) and as they are."""
-        underway = [Training(run, self.args, self.images) for run in checkpoint.snapshots(self.run).values()]
-        rows = []
-        for training in [*underway, self]:
-            settings = training.first.settings
-            for target in [target for target in training.targets if target != "DualMD leaked"]:
-                for attack, t in fixed.items():
-                    (members,), (nonmembers,) = training.scores(target, {attack: [t]})[attack]
-                    row = {"model": target, "attack": attack, "protocol": "published", "t": [t]}
-                    row |= {"auc": metrics.auc(members, nonmembers)}
-                    rows.append(row | {"epochs": settings["epochs"], "seed": settings["seed"]})
-        return rows
+    Scores (R, N), (R, M) are as `Training.scores` gives them, a row a timestep of ts.
+    """
+    at = ts.index(t)
+    if attack == "secmi_nn":  # its rows are images, from which a network has yet to learn
+        pair = learned(members[at :: len(ts)], nonmembers[at :: len(ts)], args)
+        adaptive = metrics.judged_by_others(*learned(members, nonmembers, args), args.seed)
+        picks = [(t, 1) for t in ts]  # the network sees them all
+    else:
+        pair = members[at].numpy(), nonmembers[at].numpy()
+        adaptive = metrics.adaptive(members, nonmembers, args.seed)
+        picks = [(ts[row % len(ts)], sign) for row, sign in adaptive.choices]
+    rows = [
+        summary("published", [(t, 1)], metrics.published(*pair, args.seed)),
+        summary("adaptive", picks, adaptive),
+    ]
+    return rows, adaptive.curve, pair
 
 
-def require_comparable(trainings: list[Training]) -> None:
-    """Raise BadInput where a mean over these trainings would say nothing."""
-    for training in trainings:
-        for what in ("name", "size"):
-            one, other = trainings[0].first.dataset[what], training.first.dataset[what]
-            if one != other:
-                raise BadInput(
-                    f"--run: {trainings[0].run} has {what} {one}, {training.run} {other}: evaluate each alone"
-                )
-        one, other = len(trainings[0].first.split.members), len(training.first.split.members)
-        if one != other:
-            raise BadInput(f"--run: {trainings[0].run} has {one} members, {training.run} {other}: evaluate each alone")
+def learned(members: Tensor, nonmembers: Tensor, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """SecMI-NN's scores of error images (R, N, 3, H, W): each half's by a network that learnt on the other half."""
+    images = [errors.transpose(0, 1).flatten(1, 2).float() for errors in (members, nonmembers)]
+    scores = np.empty(len(images[0])), np.empty(len(images[1]))
+    cut = metrics.halves(*map(len, images), args.seed)
+    for mine, other in (cut, cut[::-1]):
+        errors, others = (torch.cat([images[0][half[0]], images[1][half[1]]]).to(args.device) for half in (mine, other))
+        is_member = torch.arange(len(errors), device=args.device) < len(mine[0])
+        found = attacks.secmi_nn(errors, is_member, others, seed=args.seed).cpu().numpy()
+        scores[0][other[0]], scores[1][other[1]] = np.split(found, [len(other[0])])
+    return scores
 
 
-def summary(protocol: str, ts: list[int], result: metrics.Result) -> dict:
+def summary(protocol: str, picks: list[tuple[int, int]], result: metrics.Result) -> dict:
     """What results.json says of one attack on one target under one protocol."""
-    t, sign = zip(*((ts[row], sign) for row, sign in result.choices), strict=True)
+    t, sign = zip(*picks, strict=True)
     return {
         "protocol": protocol,
         "t": t,  # under the adaptive protocol two: the pick of each half
@@ -212,6 +171,87 @@ def summary(protocol: str, ts: list[int], result: metrics.Result) -> dict:
         "n_members": result.curve.members,
         "n_nonmembers": result.curve.nonmembers,
     }
+
+
+def over_epochs(training: Training, fixed: dict[str, int]) -> list[dict]:
+    """The published protocol's AUCs of the models as they were underway (train.py --snapshots) and as they are."""
+    snapshots = checkpoint.snapshots(training.run).values()
+    rows = []
+    for at in [*(Training(run, training.args, training.images) for run in snapshots), training]:
+        settings = at.first.settings
+        for target in [target for target in at.targets if target not in ("DualMD unmixed", "DualMD leaked")]:
+            for attack, t in fixed.items():
+                (members,), (nonmembers,) = at.scores(target, {attack: [t]})[attack]
+                row = {"model": target, "attack": attack, "protocol": "published", "t": [t]}
+                row |= {"auc": metrics.auc(members.numpy(), nonmembers.numpy())}
+                rows.append(row | {"epochs": settings["epochs"], "seed": settings["seed"]})
+    return rows
+
+
+# --- memorisation ---------------------------------------------------------------------------------
+
+
+def memorization(trainings: list[Training], args: argparse.Namespace, out: Path) -> None:
+    """The table of how much of what each model generates is copied from its training images, and from no others."""
+    lines, rows, pairs = heading(trainings, MEMORIZATION), [], {}
+    print(*lines, sep="\n", flush=True)
+    for target in [target for target in TARGETS if len(TARGETS[target].models) == 1]:
+        new = []
+        for training in [training for training in trainings if target in training.targets]:
+            members, nonmembers = (training.images[indices] for indices in training.indices(target))
+            generated = generate(training, TARGETS[target].models[0], args)
+            found, which = nearest(generated, members)
+            control, _ = nearest(generated, nonmembers)
+            copies, of_b = is_copy(found), torch.isin(training.indices(target)[0][which[:, 0]], training.first.split.b)
+            shares = {
+                "copies": copies,
+                "of_a": copies & ~of_b,
+                "of_b": copies & of_b,
+                "of_nonmembers": is_copy(control),
+                "nearer_to_members": found[:, 0] < control[:, 0],
+            }
+            row = {"model": target, "n": args.n} | {key: share.float().mean().item() for key, share in shares.items()}
+            ratio = (found[:, 0] / found[:, 1]).nan_to_num(1)  # two copies of one training image: 0 / 0
+            row |= {"smallest_ratio": ratio.min().item(), "median_ratio": ratio.median().item()}
+            new.append(row | provenance(training))
+            closest = ratio.argsort()[:8]
+            pairs.setdefault(target, (generated[closest], members[which[closest, 0]], ratio[closest]))
+        if new:
+            rows += new
+            lines.append(columns(memorization_row(new), MEMORIZATION))
+            print(lines[-1], flush=True)
+    if not args.print_only:
+        write(out, {"memorization.md": lines, "memorization.json": rows})
+        figures.pairs(out / "memorization.png", pairs)
+        print(f"table and closest pairs are in {out}/")
+
+
+def generate(training: Training, name: str, args: argparse.Namespace) -> Tensor:
+    """uint8 images (n, 3, H, W) from one eps model of a run; every model starts from the same noise."""
+    generator = torch.Generator().manual_seed(cli.seed_for(args.seed, "memorization"))
+    parts = []
+    with tqdm(total=args.n, desc=f"images of {name}", unit="img", leave=False) as bar:
+        while len(parts) * args.batch < args.n:
+            shape = (min(args.batch, args.n - len(parts) * args.batch), *training.images.shape[1:])
+            schedule = training.first.noise_schedule()
+            x = sample(training.asked[name], schedule, shape, generator=generator, device=args.device)
+            parts.append(data.to_uint8(x.cpu()))
+            bar.update(len(x))
+    return torch.cat(parts)
+
+
+# --- what is written --------------------------------------------------------------------------------
+
+
+def write(out: Path, contents: dict[str, list]) -> None:
+    """Lines as text, and rows as JSON, each file whole or not at all."""
+    for name, content in contents.items():
+        with atomic_write(out / name) as path:
+            path.write_text((json.dumps(content, indent=1) if name.endswith(".json") else "\n".join(content)) + "\n")
+
+
+def provenance(training: Training) -> dict:
+    return {"seed": training.first.settings["seed"], "commit": commit(), "command": command()}
 
 
 def command() -> str:
@@ -228,47 +268,91 @@ def commit() -> str | None:
         return None
 
 
-# --- the table ------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
+
+# names and widths of the columns; {} is what the brackets hold
+JUDGED = [("ASR", 5), ("@1%", 5), ("@0.1%", 5)]
+MEMBERSHIP = [("model", 17), ("held-out", 8), ("attack", 13), ("holds", 11)]
+MEMBERSHIP += [("published {}", 17), *JUDGED, ("adaptive {}", 17), ("t", 9), *JUDGED]
+MEMORIZATION = [("model", 17), ("images", 6), ("copies {}", 17), ("of A", 5), ("of B", 5), ("of non-members", 14)]
+MEMORIZATION += [("nearer to members", 17), ("median d1/d2", 12), ("smallest", 8)]
+Table = list[tuple[str, int]]
 
 
-def heading(trainings: list[Training]) -> list[str]:
-    """What stands above the rows: what was attacked, how the columns are to be read, the columns' names."""
+def heading(trainings: list[Training], table: Table) -> list[str]:
+    """What stands above the rows: what was looked at, and the columns' names."""
     first = trainings[0].first
     runs = ", ".join(str(training.run) for training in trainings)
     seeds = ", ".join(str(training.first.settings["seed"]) for training in trainings)
     count, size = len(first.split.members), first.dataset["size"]
     brackets = "[95 %]" if len(trainings) == 1 else "[range]"
-    names = ["model", "held-out", "attack", f"published {brackets}", "ASR", "@1%", "@0.1%"]
-    names += [f"adaptive {brackets}", "t", "ASR", "@1%", "@0.1%"]
     return [
         f"{runs}: {first.dataset['name']} at {size}x{size}, {count:,} members, {count:,} non-members, seed {seeds}",
         "",
-        columns(names),
-        columns(["-" * width for width in WIDTHS]),
+        columns([name.format(brackets) for name, _ in table], table),
+        columns(["-" * width for _, width in table], table),
     ]
 
 
-WIDTHS = [17, 8, 6, 17, 5, 5, 5, 17, 9, 5, 5, 5]
+def columns(cells: list[str], table: Table) -> str:
+    _, widths = zip(*table, strict=True)
+    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
 
 
-def columns(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)) + " |"
-
-
-def table_row(rows: list[dict]) -> str:
+def table_row(rows: list[dict]) -> list[str]:
     """A target under an attack: of one training the AUCs with their 95 % intervals, of several mean and range."""
-    cells = [rows[0]["model"], f"{np.mean([row['held_out_loss'] for row in rows]):.4f}", rows[0]["attack"]]
+    cells = [rows[0]["model"], f"{mean(rows, 'held_out_loss'):.4f}", rows[0]["attack"], rows[0]["holds"]]
     for protocol in ("published", "adaptive"):
         its = [row for row in rows if row["protocol"] == protocol]
-        aucs = [row["auc"] for row in its]
-        low, high = its[0]["auc_95"] if len(its) == 1 else (min(aucs), max(aucs))
-        cells.append(f"{np.mean(aucs):.3f} [{low:.2f} {high:.2f}]")
+        cells.append(with_range([row["auc"] for row in its], its[0]["auc_95"]))
         if protocol == "adaptive":
             cells.append(picked(its))
         for key in ("asr", "tpr_at_1", "tpr_at_01"):
-            values = [row[key] for row in its]
-            cells.append("–" if None in values else f"{np.mean(values):.3f}")
-    return columns(cells)
+            cells.append("–" if its[0][key] is None else f"{mean(its, key):.3f}")
+    return cells
+
+
+def memorization_row(rows: list[dict]) -> list[str]:
+    copies = [row["copies"] for row in rows]
+    cells = [rows[0]["model"], f"{rows[0]['n']:,}", with_range(copies, wilson(copies[0], rows[0]["n"]))]
+    for key in ("of_a", "of_b", "of_nonmembers", "nearer_to_members", "median_ratio"):
+        cells.append(f"{mean(rows, key):.3f}")
+    return [*cells, f"{min(row['smallest_ratio'] for row in rows):.3f}"]
+
+
+def overview(rows: list[dict]) -> list[str]:
+    """The adaptive AUCs once more, an attack a line and a target a column: means over trainings."""
+    aucs: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if row["protocol"] == "adaptive":
+            aucs.setdefault(row["attack"], {}).setdefault(row["model"], []).append(row["auc"])
+    targets = list(dict.fromkeys(row["model"] for row in rows))
+    table = [("adaptive AUC", 13), *((target, len(target)) for target in targets)]
+    lines = [columns([name for name, _ in table], table), columns(["-" * width for _, width in table], table)]
+    strongest = {}
+    for attack, its in aucs.items():
+        means = {target: float(np.mean(its[target])) for target in targets if target in its}
+        lines.append(columns([attack, *(f"{means[x]:.3f}" if x in means else "–" for x in targets)], table))
+        for target in means:
+            strongest[target] = max(strongest.get(target, ("", 0)), (attack, means[target]), key=lambda pair: pair[1])
+    return [*lines, columns(["strongest", *(strongest[target][0] for target in targets)], table)]
+
+
+def mean(rows: list[dict], key: str) -> float:
+    return float(np.mean([row[key] for row in rows]))
+
+
+def with_range(values: Sequence[float], interval: Sequence[float]) -> str:
+    """The mean of several values and their range; a single one with its 95 % interval."""
+    low, high = interval if len(values) == 1 else (min(values), max(values))
+    return f"{np.mean(values):.3f} [{low:.2f} {high:.2f}]"
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share among n (Wilson's)."""
+    z = 1.96
+    centre, half = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
 
 
 def picked(rows: list[dict]) -> str:
@@ -276,70 +360,6 @@ def picked(rows: list[dict]) -> str:
     ts, signs = ([value for row in rows for value in row[key]] for key in ("t", "sign"))
     sign = {(1,): "", (-1,): "−", (-1, 1): "±"}[tuple(sorted(set(signs)))]
     return f"{sign}{min(ts)}" + (f"…{max(ts)}" if min(ts) < max(ts) else "")
-
-
-def read_scores(path: Path, key: str) -> dict[int, np.ndarray]:
-    """The scores in a file by timestep; none where it does not exist, or was made from anything else."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if file["key"] == key:
-                return dict(zip(file["t"].tolist(), file["scores"], strict=True))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
-    return {}
-
-
-def attack_scores(
-    eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, wanted: dict[str, list[int]], args, name: str
-) -> dict[str, dict[int, np.ndarray]]:
-    """{attack: {t: scores (N,)}} of the uint8 images x0 (N, 3, H, W). Every model is attacked with the same noise."""
-    calls = {}
-    for attack, ts in wanted.items():
-        for t in ts:
-            calls[attack, t] = functools.partial(getattr(attacks, attack), t=t)
-            if attack == "loss":
-                generator = torch.Generator().manual_seed(cli.seed_for(args.seed, "attack", attack, t))
-                calls[attack, t].keywords["generator"] = generator
-    parts = {call: [] for call in calls}
-    batches = x0.split(args.batch)
-    with tqdm(total=len(batches) * len(calls), desc=f"attacks on {name}", leave=False) as bar:
-        for batch in batches:
-            x = data.to_float(batch.to(args.device))
-            ask = remembering(eps_model)
-            for call, attacker in calls.items():
-                try:
-                    parts[call].append(attacker(ask, schedule, x).cpu())
-                except ValueError as error:
-                    raise BadInput(f"{call[0]} at t = {call[1]}: {error}") from error
-                bar.update()
-    return {attack: {t: torch.cat(parts[attack, t]).numpy() for t in ts} for attack, ts in wanted.items()}
-
-
-def remembering(eps_model: EpsModel) -> EpsModel:
-    """The same model, which answers what it was asked before from memory.
-
-    Attacks share many of their questions: SecMI at t = 300 walks through all that it does at smaller t.
-    """
-    answers = {}
-
-    def ask(x: Tensor, t: Tensor) -> Tensor:
-        question = hashlib.sha256(x.cpu().numpy()).digest(), *t.tolist()
-        if question not in answers:
-            answers[question] = eps_model(x, t)
-        return answers[question]
-
-    return ask
-
-
-def combined(scores: list[np.ndarray]) -> np.ndarray:
-    """What an attacker makes of scores (T, N) under several models: the highest, in units of each one's spread.
-
-    Whoever holds A and B asks both: a member betrays itself under one of them.
-    """
-    if len(scores) == 1:
-        return scores[0]
-    scores = np.stack(scores).astype(np.float64)
-    return ((scores - scores.mean(2, keepdims=True)) / scores.std(2, keepdims=True)).max(0)
 
 
 if __name__ == "__main__":

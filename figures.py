@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from files import atomic_write
 from metrics import ROC
@@ -19,6 +20,7 @@ STYLES = {
     "A alone": ("#56B4E9", "-"),
     "B alone": ("#009E73", "-"),
     "DualMD pipeline": ("#0072B2", "--"),
+    "DualMD unmixed": ("#F0E442", "--"),
     "DualMD leaked": ("#CC79A7", "-."),
     "DistillMD average": ("#E69F00", (0, (5, 1, 1, 1, 1, 1))),
     "DistillMD cross": ("#D55E00", ":"),
@@ -28,23 +30,28 @@ STYLES = {
 def roc_curves(path: Path, curves: dict[tuple[str, str], Sequence[ROC]]) -> None:
     """ROC curves by (attack, target), one a training: above on linear axes, below on logarithmic ones."""
     attacks = list(dict.fromkeys(attack for attack, _ in curves))
-    figure, axes = plt.subplots(2, len(attacks), figsize=(3.2 * len(attacks) + 0.6, 6.6), squeeze=False)
+    across = min(len(attacks), 4)
+    down = 2 * -(-len(attacks) // across)
+    figure, axes = plt.subplots(down, across, figsize=(3.2 * across + 0.6, 3.2 * down + 0.2), squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
     floor = 0.5 / max(curve.nonmembers for several in curves.values() for curve in several)
-    for column, attack in enumerate(attacks):
+    for i, attack in enumerate(attacks):
         for row, scale in enumerate(("linear", "log")):
-            ax = axes[row, column]
+            ax = axes[i // across * 2 + row, i % across]
+            ax.set_axis_on()
             diagonal = np.geomspace(floor, 1, 50)
             ax.plot(diagonal, diagonal, color="#999999", linewidth=0.8)
             for (its_attack, target), several in curves.items():
-                for i, curve in enumerate(several if its_attack == attack else []):
+                for k, curve in enumerate(several if its_attack == attack else []):
                     colour, dashes = STYLES[target]
                     x, y = (np.maximum(rates, floor) if scale == "log" else rates for rates in (curve.fpr, curve.tpr))
-                    label = None if i else target
+                    label = None if k else target
                     ax.plot(x, y, color=colour, linestyle=dashes, linewidth=1.3, drawstyle="steps-post", label=label)
             low = floor if scale == "log" else 0
             ax.set(xscale=scale, yscale=scale, xlim=(low, 1), ylim=(low, 1.02), aspect="equal", xlabel="FPR")
             ax.set_title(attack if row == 0 else "")
-            if column == 0:
+            if i % across == 0:
                 ax.set_ylabel("TPR")
     _save(figure, axes[0, 0], path)
 
@@ -79,7 +86,11 @@ def histograms(path: Path, scores: dict[tuple[str, str], tuple[np.ndarray, np.nd
     figure, axes = plt.subplots(len(attacks), len(targets), figsize=size, squeeze=False)
     for row, attack in enumerate(attacks):
         for column, target in enumerate(targets):
-            ax, (members, nonmembers) = axes[row, column], scores[attack, target]
+            ax = axes[row, column]
+            if (attack, target) not in scores:  # an attack on weights that are not given
+                ax.set_axis_off()
+                continue
+            members, nonmembers = scores[attack, target]
             # a few images far off would press all others into one bar
             low, high = np.quantile(np.concatenate([members, nonmembers]), [0.02, 1])
             bins = np.linspace(low, high, 25) if low < high else 25
@@ -91,8 +102,24 @@ def histograms(path: Path, scores: dict[tuple[str, str], tuple[np.ndarray, np.nd
             if row == 0:
                 ax.set_title(target, fontsize=10)
             if column == 0:
-                ax.set_ylabel(f"{attack}, t = {t[attack]}")
+                ax.set_ylabel(f"{attack}, t = {t[attack.removesuffix('-ref')]}")
     _save(figure, axes[0, 0], path)
+
+
+def pairs(path: Path, closest: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+    """By target: generated images, uint8 (K, 3, H, W), above each the training image nearest to it, and d1 / d2."""
+    size = (1.1 * max(len(pair[0]) for pair in closest.values()) + 1.6, 2.6 * len(closest))
+    figure, axes = plt.subplots(2 * len(closest), len(next(iter(closest.values()))[0]), figsize=size, squeeze=False)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    for row, (target, (generated, training, ratio)) in enumerate(closest.items()):
+        axes[2 * row, 0].set_ylabel("nearest\ntraining image", fontsize=7)
+        axes[2 * row + 1, 0].set_ylabel(target, fontsize=8)
+        for column in range(len(generated)):
+            axes[2 * row, column].set_title(f"{ratio[column]:.2f}", fontsize=8)
+            for ax, image in ((axes[2 * row, column], training), (axes[2 * row + 1, column], generated)):
+                ax.imshow(image[column].permute(1, 2, 0).numpy(), interpolation="nearest")
+    _save(figure, None, path)
 
 
 def samples(path: Path, grids: dict[str, Path]) -> None:

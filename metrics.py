@@ -7,7 +7,7 @@ An AUC below 0.5 under the first is no privacy: the second shows what an attacke
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -75,11 +75,8 @@ def adaptive(members: Scores, nonmembers: Scores, seed: int = 0) -> Result:
     luck of the pick too. Raises ValueError for fewer than two members or non-members.
     """
     both = _as_arrays(members, nonmembers)
-    if min(scores.shape[1] for scores in both) < 2:
-        raise ValueError("to pick on one half and to judge the other takes two members and two non-members")
-    random = np.random.RandomState(seed)
-    shuffled = (scores[:, random.permutation(scores.shape[1])] for scores in both)
-    first, second = zip(*(np.array_split(scores, 2, axis=1) for scores in shuffled), strict=True)
+    cut = halves(*(scores.shape[1] for scores in both), seed)
+    first, second = ([scores[:, rows] for scores, rows in zip(both, half, strict=True)] for half in cut)
 
     def resample(random: np.random.RandomState) -> float:
         return auc(*_judge_each_other(*([_redraw(scores, random) for scores in half] for half in (first, second))))
@@ -92,6 +89,28 @@ def adaptive(members: Scores, nonmembers: Scores, seed: int = 0) -> Result:
         choices.append(choice)
     curve = roc(*_judge_each_other(first, second))
     return Result(curve, _interval(resample, seed), float(right / sum(scores.shape[1] for scores in both)), choices)
+
+
+def halves(members: int, nonmembers: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Two halves, each as rows of the members and of the non-members: an attacker learns on one, and judges the other.
+
+    Raises ValueError for fewer than two members or non-members.
+    """
+    if min(members, nonmembers) < 2:
+        raise ValueError("to pick on one half and to judge the other takes two members and two non-members")
+    random = np.random.RandomState(seed)
+    parts = (np.array_split(random.permutation(count), 2) for count in (members, nonmembers))
+    return list(zip(*parts, strict=True))
+
+
+def judged_by_others(members: Scores, nonmembers: Scores, seed: int = 0) -> Result:
+    """The adaptive protocol for scores (N,), (M,) that come from attackers who learnt on the other half (`halves`).
+
+    They pick nothing more: positive scores are of members. The interval is over the images that are judged.
+    """
+    members, nonmembers = _as_arrays(members, nonmembers)
+    right = (members > 0).sum() + (nonmembers <= 0).sum()
+    return replace(published(members, nonmembers, seed), asr=float(right / (len(members) + len(nonmembers))))
 
 
 def _attacker(members: np.ndarray, nonmembers: np.ndarray) -> tuple[tuple[int, int], Callable]:

@@ -1,4 +1,4 @@
-"""The whole study: train the undefended model, A, B and both students, sample from them, attack them, draw figures.
+"""The whole study: train the undefended model, A, B and both students, sample from them, attack them, look for copies.
 
     python reproduce.py
 
@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--members", type=cli.natural, help="images of A and B together (default: see SIZES)")
     parser.add_argument("--epochs", type=cli.natural, help="of every training (default: see SIZES)")
     parser.add_argument("--seeds", type=cli.natural, default=1, help="trainings of everything (default: %(default)s)")
+    parser.add_argument("--attack", nargs="+", help="as of evaluate.py; all of them take long (default: evaluate.py's)")
+    parser.add_argument("--n", type=cli.natural, default=100, help="images to find copies among (default: %(default)s)")
     parser.add_argument("--snapshots", type=cli.natural, default=8, help="points of epochs.png (default: %(default)s)")
     args = parser.parse_args()
 
@@ -93,13 +95,20 @@ def study(args: argparse.Namespace, cores: int) -> list[Job]:
         for targets in ("cross", "average"):
             student = model[f"distill-{targets}"]
             add("train.py", "--distill", targets, *into, needs=[model["A"], model["B"]], makes=[student])
+        # the attacker's own model, for the attacks that are calibrated with it
+        reference = run / "reference.pt"
+        add("train.py", "--split", "reference", "--run", run, *size, "--seed", seed, makes=[reference])
         if seed == 0:
             for name in ("all", "dual", "distill-cross", "distill-average"):
                 teachers = [model["A"], model["B"]] if name == "dual" else [model[name]]
                 grid = run / f"samples-{name}.png"
                 add("sample.py", "--model", name, "--n", 16, "--run", run, needs=teachers, makes=[grid])
     everything = [path for job in jobs for path in job.makes]
-    add("evaluate.py", "--run", *runs, "--out", root, needs=everything, cores=cores)
+    all_runs = ["--run", *runs, "--out", root]
+    table = root / "memorization.md"
+    add("evaluate.py", "--memorization", "--n", args.n, *all_runs, needs=everything, makes=[table], cores=cores)
+    chosen = ["--attack", *args.attack] if args.attack else []
+    add("evaluate.py", *chosen, *all_runs, needs=everything, cores=cores)
     return jobs
 
 

@@ -9,7 +9,9 @@ import torch
 from conftest import Spy
 
 import attacks
+import metrics
 from dualmd import DualMD, NoiseSchedule
+from unet import UNet, UNetConfig
 
 SCHEDULE = NoiseSchedule()
 ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
@@ -99,12 +101,56 @@ def test_pian(kwargs, p):
     close(attacks.pian(model(), SCHEDULE, X0, 200, **kwargs), expected, 1e-4)
 
 
+@pytest.mark.parametrize("kwargs, p", [({}, 4), ({"p": 2}, 2), ({"p": 1}, 1)])
+def test_sima(kwargs, p):
+    expected = -((np.abs(eps_np(X0.double().numpy(), 150)) ** p).reshape(3, -1).sum(1) ** (1 / p))
+    spy = model()
+    close(attacks.sima(spy, SCHEDULE, X0, 150, **kwargs), expected, 1e-5)
+    assert spy.timesteps == [150] and torch.equal(spy.asked[0][0], X0), "one query, of the image as it is"
+
+
+@pytest.mark.parametrize("t, n, stride, visited", [(100, 3, 50, [100, 50, 0]), (30, 1, 10, [30, 20, 10, 0])])
+def test_rediffuse(t, n, stride, visited):
+    """DDIM from t down to the clean image, as the sampler does it: the image in each step clipped, eps kept."""
+    eps = torch.randn((3, n, *X0.shape[1:]), generator=generator()).double().numpy()
+    variations = []
+    for i in range(n):
+        x = noised_np(X0.double().numpy(), t, eps[:, i])
+        for now, then in itertools.pairwise([*visited, None]):
+            answer = eps_np(x, now)
+            x0 = np.clip((x - np.sqrt(1 - ALPHA_BAR[now]) * answer) / np.sqrt(ALPHA_BAR[now]), -1, 1)
+            x = x0 if then is None else noised_np(x0, then, answer)
+        variations.append(np.clip(x, -1, 1))
+    expected = -((np.mean(variations, axis=0) - X0.double().numpy()) ** 2).reshape(3, -1).sum(1)
+    spy = model()
+    close(attacks.rediffuse(spy, SCHEDULE, X0, t, n=n, stride=stride, generator=generator()), expected, 1e-4)
+    assert spy.timesteps == visited * n
+
+
+def test_gradients_are_those_of_one_image_at_a_time():
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(ch=8, mult=(1, 2), attn=(1,), blocks=1, dropout=0.3, groups=2)).double().eval()
+    torch.nn.init.normal_(network.tail[-1].weight, std=0.1)
+    x0 = torch.rand(5, 3, 8, 8, generator=generator(1), dtype=torch.float64) * 2 - 1
+    eps = torch.randn(x0.shape, generator=generator()).double()
+    norms = []
+    for image, noise in zip(x0, eps, strict=True):
+        x_t = torch.from_numpy(noised_np(image.numpy(), 120, noise.numpy()))[None]
+        network.zero_grad()
+        ((network(x_t, torch.tensor([120])) - noise) ** 2).mean().backward()
+        norms.append(torch.cat([weight.grad.flatten() for weight in network.parameters()]).norm().item())
+    network.requires_grad_(False)  # as a checkpoint's is
+    for chunk in (1, 2, 16):
+        score = attacks.gradient(network, SCHEDULE, x0, 120, generator=generator(), chunk=chunk)
+        np.testing.assert_allclose(score.numpy(), -np.log(norms), rtol=1e-9)
+
+
 def run(name, eps_model, x0, t=100):
-    kwargs = {"generator": generator()} if name == "loss" else {}
+    kwargs = {"generator": generator()} if name in ("loss", "rediffuse", "gradient") else {}
     return getattr(attacks, name)(eps_model, SCHEDULE, x0, t, **kwargs)
 
 
-ALL = ["loss", "secmi", "pia", "pian"]
+ALL = [name for name in attacks.HOLDS if name != "secmi_nn"] + ["round_trip"]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -114,42 +160,172 @@ def test_t_must_be_a_timestep(name, t):
         run(name, model(), X0, t)
 
 
+class Sine(torch.nn.Module):
+    """An eps model with a weight, that remembers what was the case inside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.inside = torch.nn.Parameter(torch.ones(())), []
+
+    def forward(self, x, t):
+        self.inside.append((torch.is_autocast_enabled("cpu"), torch.backends.cudnn.allow_tf32, x.dtype))
+        return self.weight * torch.sin(x)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_scores_are_float32_and_keep_no_gradient(name):
     """SecMI compares two nearly equal images: in bfloat16 nothing of their difference would be left."""
-    weight, inside = torch.ones((), requires_grad=True), []
-
-    def eps_model(x, t):
-        inside.append((torch.is_autocast_enabled("cpu"), torch.backends.cudnn.allow_tf32, x.dtype))
-        return weight * torch.sin(x)
-
+    network = Sine()
     with torch.autocast("cpu", torch.bfloat16):
-        score = run(name, eps_model, X0)
-    assert set(inside) == {(False, False, torch.float32)} and not score.requires_grad
+        score = run(name, network, X0)
+    assert set(network.inside) == {(False, False, torch.float32)} and not score.requires_grad
     assert torch.backends.cudnn.enabled and torch.backends.cudnn.allow_tf32, "afterwards all is as it was"
 
 
-@pytest.mark.parametrize("name", ["secmi", "pia", "pian"])
+@pytest.mark.parametrize("name", ["secmi", "pia", "pian", "sima"])
 def test_each_image_has_a_score_of_its_own(name):
     together = run(name, model(), X0)
     alone = torch.cat([run(name, model(), X0[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(together, alone)
 
 
-@pytest.mark.parametrize("name", ["loss", "secmi", "pia"])  # not pian: it cannot scale the 0 noise that is found here
-def test_a_model_that_knows_its_images_gives_them_away(name):
-    """The exact eps model of a dataset of 8 images: attacked, it tells them from 8 others. Higher means member."""
-    members, others = torch.rand(2, 8, 3, 8, 8, generator=generator(1), dtype=torch.float64) * 2 - 1
+@pytest.mark.parametrize("name", ["loss", "rediffuse", "gradient"])
+def test_the_noise_is_the_same_however_images_are_batched(name):
+    x0 = torch.rand(6, 3, 8, 8, generator=generator(1)) * 2 - 1
+    network, kwargs = Sine(), {"generator": generator()}
+    together = run(name, network, x0)
+    parts = [getattr(attacks, name)(network, SCHEDULE, part, 100, **kwargs) for part in x0.split(2)]
+    torch.testing.assert_close(together, torch.cat(parts))
 
-    def exact(x, t):
-        """eps = (x_t - sqrt(alpha_bar_t) E[x_0 | x_t]) / sqrt(1 - alpha_bar_t), the mean over the dataset."""
+
+# --- models that have learnt images by heart ----------------------------------------------------
+
+MEMBERS, OTHERS, UNSEEN = torch.rand(3, 64, 3, 8, 8, generator=generator(1), dtype=torch.float64) * 2 - 1
+BOTH = torch.cat([MEMBERS, OTHERS])
+
+
+class ByHeart(torch.nn.Module):
+    """The exact eps model of a set of images, which are its weights."""
+
+    def __init__(self, images):
+        super().__init__()
+        self.images = torch.nn.Parameter(images.flatten(1), requires_grad=False)
+
+    def forward(self, x, t):
+        """eps = (x_t - sqrt(alpha_bar_t) E[x_0 | x_t]) / sqrt(1 - alpha_bar_t), the mean over the set."""
         alpha_bar = SCHEDULE.alpha_bar[t][:, None]
-        distance = torch.cdist(x.flatten(1) / alpha_bar.sqrt(), members.flatten(1))
-        x0 = torch.softmax(-(distance**2) * alpha_bar / (2 * (1 - alpha_bar)), dim=1) @ members.flatten(1)
+        difference = x.flatten(1)[:, None] / alpha_bar[:, None].sqrt() - self.images
+        odds = -difference.square().sum(2) * alpha_bar / (2 * (1 - alpha_bar))
+        x0 = torch.softmax(odds, dim=1) @ self.images
         return ((x.flatten(1) - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()).view(x.shape)
 
-    scores = run(name, exact, torch.cat([members, others]))
-    assert scores[:8].min() > scores[8:].max()
+
+def auc(scores, members=64):
+    return metrics.auc(scores[:members].numpy(), scores[members:].numpy())
+
+
+def learnt_scores(errors):
+    """SecMI-NN's, of every second image, from a network that was trained on the others."""
+    is_member = torch.arange(128) < 64
+    return attacks.secmi_nn(errors[::2].float(), is_member[::2], errors[1::2].float())
+
+
+PLANTED = [name for name in ALL if name != "round_trip"]
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_model_that_knows_its_images_gives_them_away(name):
+    """Attacked, the exact model of 64 images tells them from 64 others. Higher means member."""
+    assert auc(run(name, ByHeart(MEMBERS), BOTH)) == 1
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_model_that_saw_neither_gives_nothing_away(name):
+    assert 0.35 < auc(run(name, ByHeart(UNSEEN), BOTH)) < 0.65
+
+
+def test_a_network_learns_what_a_planted_model_gives_away():
+    assert auc(learnt_scores(run("round_trip", ByHeart(MEMBERS), BOTH)), 32) == 1
+    assert 0.3 < auc(learnt_scores(run("round_trip", ByHeart(UNSEEN), BOTH)), 32) < 0.7
+
+
+def test_a_network_learns_from_its_own_half_alone():
+    errors, is_member = torch.randn(40, 6, 8, 8, generator=generator()), torch.arange(40) < 20
+    score = attacks.secmi_nn(errors[:30], is_member[:30], errors[30:], seed=1)
+    assert torch.equal(score, attacks.secmi_nn(errors[:30], is_member[:30], errors[30:], seed=1))
+    fewer = attacks.secmi_nn(errors[:30], is_member[:30], errors[35:], seed=1)
+    torch.testing.assert_close(fewer, score[5:])  # whoever else is scored changes nothing
+    assert not torch.equal(score, attacks.secmi_nn(errors[:30], is_member[:30], errors[30:], seed=2))
+    torch.testing.assert_close(score, attacks.secmi_nn(-errors[:30], is_member[:30], -errors[30:], seed=1))
+    turned = attacks.secmi_nn(errors[:30], ~is_member[:30], errors[30:], seed=1)
+    assert ((turned > 0) != (score > 0)).float().mean() > 0.5, "above 0 is a member"
+
+
+# --- attackers who hold, or know, something more ------------------------------------------------
+
+
+def test_calibrated():
+    scores, reference = -torch.tensor([1.0, 2, 8, 0.5]), -torch.tensor([2.0, 2, 2, 4])
+    expected = np.log([2 / 1, 2 / 2, 2 / 8, 4 / 0.5])
+    np.testing.assert_allclose(attacks.calibrated(scores, reference).numpy(), expected, rtol=1e-6)
+    difference = attacks.calibrated(scores.abs().log(), reference.abs().log(), logarithms=True)
+    np.testing.assert_allclose(difference.numpy(), -expected, rtol=1e-6, atol=1e-7)
+    assert torch.isfinite(attacks.calibrated(torch.zeros(2), torch.tensor([0.0, -1]))).all()
+
+
+class Average(torch.nn.Module):
+    def __init__(self, *models):
+        super().__init__()
+        self.models = torch.nn.ModuleList(models)
+
+    def forward(self, x, t):
+        return torch.stack([model(x, t) for model in self.models]).mean(0)
+
+
+@pytest.mark.parametrize("name", ["rediffuse", "loss", "sima"])
+def test_a_reference_takes_away_what_makes_an_image_hard(name):
+    """Contrast hides the members of a model that knows them only by halves; not from calibrated scores."""
+    contrast = torch.linspace(0.2, 1, 64).double()[:, None, None, None]
+    known, others, unseen = MEMBERS * contrast, OTHERS * contrast, UNSEEN * contrast
+    both, reference = torch.cat([known, others]), ByHeart(unseen)
+    scores = run(name, Average(ByHeart(known), reference), both, t=300)
+    assert auc(scores) < 0.9 < auc(attacks.calibrated(scores, run(name, reference, both, t=300)))
+
+
+@pytest.mark.parametrize("half, answered", [("A", [0, 0, 0, 20, 20, 40, 200]), ("B", [10, 10, 10, 30, 30, 50, 210])])
+def test_taking_sides(half, answered):
+    a, b = model(), model()
+    alone = attacks.taking_sides(DualMD(a, b), half)
+    for t, asked in zip([0, 5, 19, 20, 39, 45, 200], answered, strict=True):
+        found = alone(X0, torch.full((3,), t))
+        asked_model, other = (a, b) if half == "A" else (b, a)
+        assert asked_model.timesteps[-1] == asked and not other.asked
+        assert torch.equal(found, model()(X0, torch.full((3,), asked)))
+    c, d = model(), model()
+    attacks.taking_sides(DualMD(c, d, stride=50), half, stride=50)(X0, torch.full((3,), 120))
+    assert [len(c.asked), len(d.asked)] == ([1, 0] if half == "A" else [0, 1])
+
+
+def test_of_both():
+    """Where one of two models betrays an image, the maximum does; and a wild outlier does not spoil it."""
+    one = torch.tensor([0.0, 1, 2, 3, 4]) * 10 + 5
+    other = torch.tensor([1e9, 3, 2, 1, 0])
+    first, second = (np.arange(5) - 2) / 2, (np.array([1e9, 3, 2, 1, 0]) - 2) / 2
+    np.testing.assert_allclose(attacks.of_both([one, other], "max").numpy(), np.maximum(first, second), rtol=1e-6)
+    np.testing.assert_allclose(attacks.of_both([one, other], "sum").numpy(), first + second, rtol=1e-6)
+    rows = torch.stack([one, one.flip(0)]), torch.stack([other, other])
+    assert torch.equal(attacks.of_both(rows, "max")[0], attacks.of_both([one, other], "max"))
+
+
+@pytest.mark.parametrize("name", [name for name in PLANTED if name not in ("gradient", "rediffuse")])
+def test_who_knows_the_defence_undoes_it(name):
+    """A knows the first half of the members by heart, B the second. Alternating asks neither of them alone."""
+    a, b = ByHeart(MEMBERS[:32]), ByHeart(MEMBERS[32:])
+    leaked = attacks.of_both([run(name, a, BOTH), run(name, b, BOTH)], "max")
+    assert auc(leaked) > (0.95 if name == "secmi" else 0.99)
+    dual = DualMD(a, b)
+    sides = [run(name, attacks.taking_sides(dual, half), BOTH) for half in "AB"]
+    assert auc(run(name, dual, BOTH)) < 0.9 < 0.99 < auc(attacks.of_both(sides, "max"))
 
 
 def test_attacks_reach_a_pipeline_of_two_models():

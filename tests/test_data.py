@@ -22,6 +22,7 @@ def test_split_is_pinned():
     assert split.nonmembers.tolist() == [1, 7, 9, 3, 0, 5]
     fewer = data.index_split(12, members=4, seed=0)
     assert (fewer.a.tolist(), fewer.b.tolist(), fewer.nonmembers.tolist()) == ([6, 11], [4, 10], [1, 7, 9, 3])
+    assert (split.reference.tolist(), fewer.reference.tolist()) == ([], [0, 5])
     assert data.index_split(50_000, seed=3).a[:5].tolist() == np.random.RandomState(3).permutation(50_000)[:5].tolist()
 
 
@@ -31,9 +32,12 @@ def test_split_is_disjoint_and_exhaustive(n, members):
     count = members or n // 4 * 4 // 2
     assert len(split.a) == len(split.b) == count // 2
     assert len(split.nonmembers) == count
-    everything = torch.cat([split.a, split.b, split.nonmembers])
+    assert len(split.reference) == min(count, n - n // 2 - count), "as many more, as far as there are"
+    everything = torch.cat([split.a, split.b, split.nonmembers, split.reference])
     assert everything.dtype == torch.int64
-    assert len(everything.unique()) == 2 * count and everything.min() >= 0 and everything.max() < n
+    assert (
+        len(everything.unique()) == 2 * count + len(split.reference) and everything.min() >= 0 and everything.max() < n
+    )
     assert torch.equal(split.members, torch.cat([split.a, split.b]))
 
 
@@ -55,6 +59,7 @@ def test_published_split(tmp_path):
     assert sorted(split.nonmembers.tolist()) == [0, 2, 4, 6, 8, 10]
     fewer = data.index_split(12, members=4, published=path)
     assert len(fewer.a) == len(fewer.b) == 2 and len(fewer.nonmembers) == 4
+    assert sorted([*fewer.nonmembers.tolist(), *fewer.reference.tolist()]) == [0, 2, 4, 6, 8, 10]
     assert set(fewer.members.tolist()) < set(split.members.tolist())
 
 

@@ -1,6 +1,7 @@
-"""evaluate.py: which model is attacked on which images, what is kept, and what it writes."""
+"""evaluate.py and targets.py: which model is attacked on which images, what is kept, and what is written."""
 
 import argparse
+import functools
 import json
 import re
 import sys
@@ -13,11 +14,15 @@ from PIL import Image
 
 import attacks
 import checkpoint
+import cli
 import data
 import evaluate
+import figures
 import metrics
-from dualmd import DualMD, NoiseSchedule
+import targets
+from dualmd import DualMD, NoiseSchedule, sample
 from files import BadInput
+from targets import Training
 from unet import UNet, UNetConfig
 
 CONFIG = UNetConfig(ch=8, mult=(1,), attn=(), blocks=1, dropout=0.0, groups=2)
@@ -41,7 +46,7 @@ def make_run(folder, images, names=checkpoint.NAMES, seed=0, members=MEMBERS, ep
         model = UNet(CONFIG)
         torch.nn.init.normal_(model.tail[-1].weight, std=0.1)
         dataset = {"name": "toy", "data_dir": None, "size": 8, "seed": seed, "sha256": data.fingerprint(images)}
-        trained_on = {"A": split.a, "B": split.b}.get(name, split.members)
+        trained_on = {"A": split.a, "B": split.b, "reference": split.reference}.get(name, split.members)
         settings = {"epochs": epochs, "seed": seed}
         checkpoint.save(
             folder, checkpoint.Checkpoint(name, dataset, split, trained_on, settings, CONFIG, model.state_dict())
@@ -59,38 +64,94 @@ def rows_of(folder):
     return {(row["model"], row["attack"], row["protocol"]): row for row in rows}
 
 
+def scaled(scores):
+    low, centre, high = np.quantile(scores, [0.25, 0.5, 0.75])
+    return (scores - centre) / (high - low)
+
+
 def test_each_target_is_attacked_through_its_own_models(tmp_path, monkeypatch, small):
-    """Every published AUC once more, straight from attacks.py and the checkpoints."""
+    """Every published AUC once more, straight from attacks.py and the checkpoints, without and with a reference."""
     split = make_run(tmp_path, small)
-    call(monkeypatch, "--run", tmp_path, "--attack", "pia", "secmi", "--grid", 20, 50)
+    for figure in ("roc_curves", "histograms"):
+        monkeypatch.setattr(figures, figure, lambda *args: None)  # take long to draw, and are drawn in another test
+    monkeypatch.setattr(attacks, "secmi_nn", functools.partial(attacks.secmi_nn, steps=2))
+    call(monkeypatch, "--run", tmp_path, "--attack", "all", "--grid", 20, 50)
     models = {name: one.eps_model() for name, one in checkpoint.load_run(tmp_path).items()}
     x0 = data.to_float(small[torch.cat([split.members, split.nonmembers])])
-    schedule = NoiseSchedule()
-
-    def scores(attack, t, model):
-        return getattr(attacks, attack)(model, schedule, x0, t).double().numpy()
-
-    def standardised(attack, t, name):
-        found = scores(attack, t, models[name])
-        return (found - found.mean()) / found.std()
-
-    dual = DualMD(models["A"], models["B"])
+    dual = models["dual"] = DualMD(models["A"], models["B"])
     assert dual.stride == 10, "A answers at t = 0"
+    models |= {half: attacks.taking_sides(dual, half[-1]) for half in ("as A", "as B")}
+
+    def scores(attack, t, name, calibrated):
+        def attacked(name):
+            kwargs = {}
+            if attack in ("loss", "rediffuse", "gradient"):
+                kwargs["generator"] = torch.Generator().manual_seed(cli.seed_for(0, "attack", attack, t))
+            return getattr(attacks, attack)(models[name], NoiseSchedule(), x0, t, **kwargs).double().numpy()
+
+        if not calibrated:
+            return attacked(name)
+        if attack == "gradient":
+            return attacked(name) - attacked("reference")
+        return np.log(attacked("reference") / attacked(name))
+
     rows = rows_of(tmp_path)
-    for attack, t in (("pia", 200), ("secmi", 100)):
-        expected = {
-            "undefended": scores(attack, t, models["all"]),
-            "DualMD pipeline": scores(attack, t, dual),
-            "DualMD leaked": np.maximum(standardised(attack, t, "A"), standardised(attack, t, "B")),
-            "DistillMD average": scores(attack, t, models["distill-average"]),
-            "DistillMD cross": scores(attack, t, models["distill-cross"]),
-        }
-        assert [model for model, its, protocol in rows if (its, protocol) == (attack, "published")] == list(expected)
-        for model, found in expected.items():
-            row = rows[model, attack, "published"]
-            assert row["auc"] == pytest.approx(metrics.auc(found[:MEMBERS], found[MEMBERS:]), abs=1e-9)
-            assert (row["t"], row["sign"]) == ([t], [1])
-            assert set(rows[model, attack, "adaptive"]["t"]) <= {20, 50, t}
+    released = {"undefended": ["all"], "DualMD leaked": ["A", "B"]}
+    released |= {"DistillMD average": ["distill-average"], "DistillMD cross": ["distill-cross"]}
+    service = {"DualMD pipeline": ["dual"]}
+    expected = {
+        "loss": (200, "predictions", released | service | {"DualMD unmixed": ["as A", "as B"]}),
+        "secmi": (100, "predictions", released | service | {"DualMD unmixed": ["as A", "as B"]}),
+        "rediffuse": (200, "images", released | service),
+        "gradient": (200, "weights", released),
+    }
+    for attack, (t, holds, attacked) in expected.items():
+        for label, calibrated in ((attack, False), (f"{attack}-ref", True)):
+            its = {model for model, name, protocol in rows if (name, protocol) == (label, "published")}
+            assert its == set(attacked), "weights are not asked of a service, nor a side of images from both"
+            for model, names in attacked.items():
+                row, found = rows[model, label, "published"], [scores(attack, t, name, calibrated) for name in names]
+                found = np.maximum(*map(scaled, found)) if len(found) == 2 else found[0]
+                assert row["auc"] == pytest.approx(metrics.auc(found[:MEMBERS], found[MEMBERS:]), abs=0.008)
+                assert (row["t"], row["sign"], row["holds"]) == ([t], [1], holds)
+                assert set(rows[model, label, "adaptive"]["t"]) <= {20, 50, t}
+    assert {label for _, label, _ in rows} == {*attacks.HOLDS, *(f"{attack}-ref" for attack in attacks.HOLDS)}
+
+
+def test_of_two_models_the_adaptive_attacker_tries_the_sum_too(tmp_path, small):
+    make_run(tmp_path, small)
+    training = Training(tmp_path, evaluate_args())
+    members, nonmembers = training.scores("DualMD leaked", {"pia": [50, 200]})["pia"]
+    assert members.shape == nonmembers.shape == (4, MEMBERS)
+    models = [training.models[half].eps_model() for half in "AB"]
+    x0 = data.to_float(small[torch.cat([training.first.split.members, training.first.split.nonmembers])])
+    for row, t, rule in ((0, 50, np.maximum), (1, 200, np.maximum), (2, 50, np.add), (3, 200, np.add)):
+        found = rule(*(scaled(attacks.pia(model, NoiseSchedule(), x0, t).numpy()) for model in models))
+        np.testing.assert_allclose(members[row].numpy(), found[:MEMBERS], rtol=1e-2, atol=1e-3)
+    one, other = np.zeros((2, 6)), np.zeros((2, 6))  # rows: max and sum at one t, of which the sum tells
+    one[1] += 1
+    (_, row), _, _ = evaluate.judge("pia", torch.from_numpy(one), torch.from_numpy(other), [50], 50, evaluate_args())
+    assert (row["t"], row["auc"]) == ((50, 50), 1)
+
+
+def test_secmi_nn_is_scored_by_the_other_half(tmp_path, monkeypatch, small):
+    """Who is scored is never among those that the network was trained on, and both are of both kinds."""
+    seen = []
+
+    def spy(errors, is_member, others, *, seed):
+        seen.append((errors[:, 0, 0, 0], is_member, others[:, 0, 0, 0], errors.shape[1:]))
+        return others[:, 0, 0, 0]
+
+    monkeypatch.setattr(attacks, "secmi_nn", spy)
+    number = torch.arange(4 * 20).view(4, 20, 1, 1, 1).expand(4, 20, 3, 8, 8).half()  # two models at two timesteps
+    rows, _, pair = evaluate.judge("secmi_nn", number[:, :12], number[:, 12:], [50, 100], 100, evaluate_args())
+    for errors, is_member, others, shape in seen:
+        assert shape[0] in (6, 12)
+        numbers = errors if shape[0] == 12 else errors - 20
+        assert torch.equal(is_member, numbers < 12)
+        assert not set(errors.tolist()) & set(others.tolist()) and len(errors) == len(others) == 10
+    assert [list(scores) for scores in pair] == [list(range(20, 32)), list(range(32, 40))]
+    assert rows[1]["t"] == (50, 100) and rows[1]["asr"] == 11 / 20  # all above 0 but the first: 11 members right
 
 
 def test_the_adaptive_attacker_chooses_among_the_grid(tmp_path, monkeypatch, small):
@@ -104,10 +165,10 @@ def test_the_adaptive_attacker_chooses_among_the_grid(tmp_path, monkeypatch, sma
 
     monkeypatch.setattr(metrics, "adaptive", spy)
     call(monkeypatch, "--run", tmp_path, "--attack", "loss", "--grid", 300, 50, "--seed", 4)
-    training = evaluate.Training(tmp_path, evaluate_args(seed=4))
+    training = Training(tmp_path, evaluate_args(seed=4))
     for i, t in enumerate([50, 200, 300]):
         ((members, nonmembers),) = training.scores("undefended", {"loss": [t]}).values()
-        assert np.array_equal(members[0], seen["members"][i]) and np.array_equal(nonmembers[0], seen["nonmembers"][i])
+        assert torch.equal(members[0], seen["members"][i]) and torch.equal(nonmembers[0], seen["nonmembers"][i])
     assert seen["seed"] == 4 and len(seen["members"]) == 3
     row = rows_of(tmp_path)["undefended", "loss", "adaptive"]
     result = judge(seen["members"], seen["nonmembers"], 4)
@@ -122,7 +183,7 @@ def evaluate_args(seed=0, batch=256):
 
 def test_held_out_loss_is_that_of_images_no_model_saw(tmp_path, small):
     split = make_run(tmp_path, small)
-    training = evaluate.Training(tmp_path, evaluate_args())
+    training = Training(tmp_path, evaluate_args())
     x0 = data.to_float(small[split.nonmembers])
     schedule, model = NoiseSchedule(), training.models["all"].eps_model()
     generator = torch.Generator().manual_seed(1)
@@ -139,7 +200,7 @@ def test_held_out_loss_is_that_of_images_no_model_saw(tmp_path, small):
 def test_scores_are_kept_until_what_they_depend_on_changes(tmp_path, monkeypatch, small):
     make_run(tmp_path, small, ["all", "A", "B"])
     attacked = []
-    original = evaluate.attack_scores
+    original = targets.attack_scores
 
     def spy(eps_model, schedule, x0, wanted, args, name):
         attacked.append((name, {attack: tuple(ts) for attack, ts in wanted.items()}))
@@ -147,15 +208,15 @@ def test_scores_are_kept_until_what_they_depend_on_changes(tmp_path, monkeypatch
 
     def scores(target="undefended", ts=(100, 200), seed=0):
         attacked.clear()
-        return evaluate.Training(tmp_path, evaluate_args(seed)).scores(target, {"pia": list(ts)})["pia"]
+        return Training(tmp_path, evaluate_args(seed)).scores(target, {"pia": list(ts)})["pia"]
 
-    monkeypatch.setattr(evaluate, "attack_scores", spy)
+    monkeypatch.setattr(targets, "attack_scores", spy)
     first = scores()
     assert attacked == [("all", {"pia": (100, 200)})]
     again = scores(ts=(200, 100))
-    assert attacked == [] and np.array_equal(again[0], first[0][::-1])
+    assert attacked == [] and torch.equal(again[0], first[0].flip(0))
     third = scores(ts=(100, 150, 200))
-    assert attacked == [("all", {"pia": (150,)})] and np.array_equal(third[0][[0, 2]], first[0])
+    assert attacked == [("all", {"pia": (150,)})] and torch.equal(third[0][[0, 2]], first[0])
     scores("DualMD leaked")
     assert [name for name, _ in attacked] == ["A", "B"]
     scores("DualMD pipeline")
@@ -186,8 +247,8 @@ def test_scores_do_not_depend_on_the_batch_nor_on_other_timesteps(tmp_path, smal
     make_run(tmp_path / "one", small, ["all"])
     make_run(tmp_path / "two", small, ["all"])
     wanted = {"loss": [50, 200], "pia": [50, 200], "secmi": [50, 200]}
-    one = evaluate.Training(tmp_path / "one", evaluate_args()).scores("undefended", wanted)
-    training = evaluate.Training(tmp_path / "two", evaluate_args(batch=7))
+    one = Training(tmp_path / "one", evaluate_args()).scores("undefended", wanted)
+    training = Training(tmp_path / "two", evaluate_args(batch=7))
     for attack in wanted:
         ((members, nonmembers),) = training.scores("undefended", {attack: [200]}).values()
         np.testing.assert_allclose(members[0], one[attack][0][1], rtol=1e-3)
@@ -197,7 +258,7 @@ def test_scores_do_not_depend_on_the_batch_nor_on_other_timesteps(tmp_path, smal
 def test_remembering_answers_alike_and_asks_once():
     spy = Spy(lambda x, t: x * 0.1 + t[:, None, None, None] / 1000)
     x0 = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    schedule, ask = NoiseSchedule(), evaluate.remembering(spy)
+    schedule, ask = NoiseSchedule(), targets.remembering(spy)
     for attack, t in (("secmi", 100), ("secmi", 50), ("secmi", 200), ("pia", 200), ("pian", 200)):
         found = getattr(attacks, attack)(ask, schedule, x0, t)
         assert torch.equal(found, getattr(attacks, attack)(spy.answer, schedule, x0, t))
@@ -210,7 +271,7 @@ def test_remembering_answers_alike_and_asks_once():
 def test_half_a_run(tmp_path, small):
     """A alone is attacked on its own images; where B stands beside it, only both together."""
     split = make_run(tmp_path, small, ["B"])
-    training = evaluate.Training(tmp_path, evaluate_args())
+    training = Training(tmp_path, evaluate_args())
     assert training.targets == ["B alone"]
     (members, nonmembers), x0 = training.scores("B alone", {"pia": [200]})["pia"], data.to_float(small)
     model = training.models["B"].eps_model()
@@ -219,8 +280,9 @@ def test_half_a_run(tmp_path, small):
         expected = attacks.pia(model, NoiseSchedule(), x0[indices], 200)
         np.testing.assert_allclose(found[0], expected.numpy(), rtol=1e-3)
     make_run(tmp_path, small, ["A", "distill-cross"])
-    assert evaluate.Training(tmp_path, evaluate_args()).targets == [
+    assert Training(tmp_path, evaluate_args()).targets == [
         "DualMD pipeline",
+        "DualMD unmixed",
         "DualMD leaked",
         "DistillMD cross",
     ]
@@ -239,19 +301,19 @@ def test_what_is_written(tmp_path, monkeypatch, small, capsys):
         call(monkeypatch, "--run", run, *flags)
     capsys.readouterr()
     call(monkeypatch, "--run", *runs, *flags)
-    figures = ["epochs.png", "histograms.png", "roc.png", "samples.png"]
+    drawn = ["epochs.png", "histograms.png", "roc.png", "samples.png"]
     for folder in (*runs, tmp_path):
-        assert {"epochs.json", "results.json", "table.md", *figures} <= {path.name for path in folder.iterdir()}
-        for name in figures:
+        assert {"epochs.json", "results.json", "table.md", *drawn} <= {path.name for path in folder.iterdir()}
+        for name in drawn:
             assert min(Image.open(folder / name).size) > 300
     printed = capsys.readouterr().out
     assert printed.startswith((tmp_path / "table.md").read_text())
 
     rows = json.loads((tmp_path / "results.json").read_text())
-    assert len(rows) == 5 * 2 * 2 * 2  # targets, attacks, protocols, seeds
+    assert len(rows) == 6 * 2 * 2 * 2 * 2  # targets, attacks, each without and with the reference, protocols, seeds
     for row in rows:
         assert list(row) == [
-            *["model", "attack", "held_out_loss", "seed", "commit", "command", "protocol", "t", "sign", "auc"],
+            *["model", "attack", "holds", "held_out_loss", "seed", "commit", "command", "protocol", "t", "sign", "auc"],
             *["auc_95", "asr", "tpr_at_1", "tpr_at_01", "n_members", "n_nonmembers"],
         ]
         assert row["tpr_at_1"] is None and row["n_members"] == row["n_nonmembers"] == MEMBERS
@@ -260,10 +322,22 @@ def test_what_is_written(tmp_path, monkeypatch, small, capsys):
     first, second = (rows_of(run)["DualMD leaked", "pia", "adaptive"] for run in runs)
     line = next(line for line in printed.splitlines() if re.match(r"\| DualMD leaked +\| [\d.]+ +\| pia", line))
     low, high = sorted([first["auc"], second["auc"]])
-    assert line.split("|")[8].strip() == f"{(low + high) / 2:.3f} [{low:.2f} {high:.2f}]"
+    assert line.split("|")[9].strip() == f"{(low + high) / 2:.3f} [{low:.2f} {high:.2f}]"
+    overview = printed[printed.index("| adaptive AUC") :].splitlines()
+    header, row, strongest = (
+        next(line for line in overview if line.startswith(f"| {name}")).split("|")
+        for name in ("adaptive AUC", "pia ", "strongest")
+    )
+    at = [name.strip() for name in header].index("DualMD leaked")
+    assert row[at].strip() == f"{(low + high) / 2:.3f}"
+    means = {}
+    for its in rows:
+        if its["model"] == "DualMD leaked" and its["protocol"] == "adaptive":
+            means[its["attack"]] = means.get(its["attack"], 0) + its["auc"] / 2
+    assert strongest[at].strip() == max(means, key=means.get)
     alone = (runs[0] / "table.md").read_text()
     line = next(line for line in alone.splitlines() if re.match(r"\| DualMD leaked +\| [\d.]+ +\| pia", line))
-    assert line.split("|")[8].strip() == "{:.3f} [{:.2f} {:.2f}]".format(first["auc"], *first["auc_95"])
+    assert line.split("|")[9].strip() == "{:.3f} [{:.2f} {:.2f}]".format(first["auc"], *first["auc_95"])
 
     epochs = json.loads((tmp_path / "epochs.json").read_text())
     assert {(row["seed"], row["epochs"], row["model"]) for row in epochs} >= {
@@ -286,6 +360,21 @@ def test_refusals(tmp_path, monkeypatch, small):
     make_run(tmp_path / "fewer", small, ["all"], members=8)
     with pytest.raises(BadInput, match="one has 12 members, .*fewer 8: evaluate each alone"):
         call(monkeypatch, "--run", tmp_path / "one", tmp_path / "fewer")
+    make_run(tmp_path / "other", small, ["all", "reference"], seed=3)
+    with pytest.raises(BadInput, match="of .*one and .*other only one has a reference model"):
+        call(monkeypatch, "--run", tmp_path / "one", tmp_path / "other")
+    with pytest.raises(BadInput, match="--reference .*reference.pt: was trained on images that will be scored"):
+        call(monkeypatch, "--run", tmp_path / "one", "--reference", tmp_path / "other" / "reference.pt")
+    with pytest.raises(BadInput, match="all.pt: was trained on images that will be scored"):
+        call(monkeypatch, "--run", tmp_path / "one", "--reference", tmp_path / "one" / "all.pt")
+    elsewhere = checkpoint.load(tmp_path / "other" / "reference.pt")
+    elsewhere.dataset["sha256"] = "another"
+    checkpoint.save(tmp_path / "elsewhere", elsewhere)
+    with pytest.raises(BadInput, match="--reference .*: its dataset has sha256 another"):
+        call(monkeypatch, "--run", tmp_path / "one", "--reference", tmp_path / "elsewhere" / "reference.pt")
+    make_run(tmp_path / "nothing", small, ["reference"])
+    with pytest.raises(BadInput, match="nothing/ holds a reference model and nothing to attack"):
+        call(monkeypatch, "--run", tmp_path / "nothing")
     with pytest.raises(BadInput, match="secmi at t = 55: .* multiple"):
         call(monkeypatch, "--run", tmp_path / "one", "--attack", "secmi", "--grid", 55)
     with pytest.raises(BadInput, match="pia at t = 1000: .* 0 to 999"):
@@ -298,3 +387,58 @@ def test_refusals(tmp_path, monkeypatch, small):
     with pytest.raises(BadInput, match="pia on undefended of .*one: a score is NaN"):
         call(monkeypatch, "--run", tmp_path / "one", "--attack", "pia")
     assert not (tmp_path / "one" / "results.json").exists()
+
+
+def test_a_reference_may_come_from_elsewhere(tmp_path, monkeypatch, small):
+    split = make_run(tmp_path / "run", small, ["all"])
+    make_run(tmp_path / "attackers", small)
+    reference = tmp_path / "attackers" / "reference.pt"
+    call(monkeypatch, "--run", tmp_path / "run", "--attack", "pia", "--reference", reference)
+    x0 = data.to_float(small[torch.cat([split.members, split.nonmembers])])
+    models = [checkpoint.load(path).eps_model() for path in (reference, tmp_path / "run" / "all.pt")]
+    theirs, its = (attacks.pia(model, NoiseSchedule(), x0, 200).numpy() for model in models)
+    row = rows_of(tmp_path / "run")["undefended", "pia-ref", "published"]
+    assert row["auc"] == pytest.approx(metrics.auc((theirs / its)[:MEMBERS], (theirs / its)[MEMBERS:]), abs=1e-9)
+
+
+def test_memorization_finds_planted_copies_and_only_those(tmp_path, monkeypatch, small, capsys):
+    """Of 8 generated images two are of A, and one of B, slightly changed; the undefended model's are new."""
+    split = make_run(tmp_path, small, ["all", "A", "B", "reference"])
+    new = data.toy(8, 99, n=40)[:8]
+    planted = new.clone()
+    for row, index in enumerate([split.a[0], split.a[3], split.b[2]]):
+        planted[row] = (small[index].short() + torch.randint(-3, 4, (3, 8, 8))).clamp(0, 255).to(torch.uint8)
+    asked = []
+
+    def generate(training, name, args):
+        asked.append((name, args.n))
+        return planted if name == "dual" else new
+
+    monkeypatch.setattr(evaluate, "generate", generate)
+    call(monkeypatch, "--run", tmp_path, "--memorization", "--n", 8)
+    assert asked == [("all", 8), ("dual", 8)], "the leaked weights would generate the same"
+    undefended, dual = json.loads((tmp_path / "memorization.json").read_text())
+    keys = ("model", "n", "copies", "of_a", "of_b", "of_nonmembers")
+    assert [dual[key] for key in keys] == ["DualMD pipeline", 8, 3 / 8, 2 / 8, 1 / 8, 0]
+    assert [undefended[key] for key in keys] == ["undefended", 8, 0, 0, 0, 0]
+    assert dual["smallest_ratio"] < 0.1 and dual["nearer_to_members"] >= 3 / 8
+    printed = capsys.readouterr().out
+    assert printed.startswith((tmp_path / "memorization.md").read_text())
+    assert "| 0.375 [0.14 0.69] | 0.250 | 0.125 | 0.000 " in printed  # Wilson's interval of 3 in 8
+    assert min(Image.open(tmp_path / "memorization.png").size) > 300
+
+    planted[:] = small[split.nonmembers[:8]]
+    call(monkeypatch, "--run", tmp_path, "--memorization", "--n", 8, "--out", tmp_path / "out")
+    _, dual = json.loads((tmp_path / "out" / "memorization.json").read_text())
+    assert (dual["copies"], dual["of_nonmembers"], dual["nearer_to_members"]) == (0, 1, 0)
+
+
+def test_generated_images_are_the_samplers(tmp_path, small):
+    make_run(tmp_path, small)
+    training = Training(tmp_path, evaluate_args())
+    few = evaluate.generate(training, "dual", argparse.Namespace(**vars(evaluate_args(batch=2)) | {"n": 5}))
+    assert few.shape == (5, 3, 8, 8) and few.dtype == torch.uint8
+    generator = torch.Generator().manual_seed(cli.seed_for(0, "memorization"))
+    expected = sample(training.asked["dual"], NoiseSchedule(), (2, 3, 8, 8), generator=generator)
+    assert torch.equal(few[:2], data.to_uint8(expected))
+    assert len(few.flatten(1).unique(dim=0)) == 5

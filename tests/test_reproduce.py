@@ -24,7 +24,7 @@ from unet import UNet, UNetConfig
 
 def study(tmp_path, **changes):
     args = {"run": tmp_path, "dataset": "toy", "data_dir": None, "device": torch.device("cpu"), "preset": None}
-    args |= {"members": None, "epochs": None, "seeds": 1, "snapshots": 8}
+    args |= {"members": None, "epochs": None, "seeds": 1, "snapshots": 8, "attack": None, "n": 100}
     return reproduce.study(argparse.Namespace(**args | changes), cores=2)
 
 
@@ -42,8 +42,12 @@ def test_the_commands_can_be_run_one_by_one(tmp_path):
         assert f"python train.py --split {split} {into} {size} {tail}" in lines
     for targets in ("cross", "average"):
         assert f"python train.py --distill {targets} {into} {tail}" in lines
+    assert f"python train.py --split reference --run RUN/seed-1 {size} {tail}" in lines
     assert f"python sample.py --model dual --n 16 --run RUN/seed-0 {tail}" in lines
+    assert lines[-2] == f"python evaluate.py --memorization --n 100 --run RUN/seed-0 RUN/seed-1 --out RUN {tail}"
     assert lines[-1] == f"python evaluate.py --run RUN/seed-0 RUN/seed-1 --out RUN {tail}"
+    *_, chosen = study(tmp_path, attack=["pia", "gradient"])
+    assert str(chosen).startswith("python evaluate.py --attack pia gradient --run ")
     # the first result comes before the students, from seed 0
     first = lines.index(f"python evaluate.py --attack pia --print-only --run RUN/seed-0 {tail}")
     assert first < next(i for i, line in enumerate(lines) if "--distill" in line)
@@ -142,7 +146,19 @@ def test_a_failure_stops_the_others(tmp_path):
 def test_an_interrupted_study_goes_on_to_the_same_numbers(tmp_path):
     """The whole study on the toy data, at a size that says nothing, straight and with Ctrl-C half-way."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest in a shell's background would be deaf to it
-    command = [sys.executable, ROOT / "reproduce.py", "--members", "8", "--epochs", "4", "--snapshots", "2", "--run"]
+    command = [
+        sys.executable,
+        ROOT / "reproduce.py",
+        "--members",
+        "8",
+        "--epochs",
+        "4",
+        "--snapshots",
+        "2",
+        "--n",
+        "8",
+        "--run",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def start(run: Path, **rest):
@@ -167,13 +183,15 @@ def test_an_interrupted_study_goes_on_to_the_same_numbers(tmp_path):
         resumed = two.submit(interrupted, tmp_path / "interrupted")
     one, other = (tmp_path / "straight", straight.result()), (tmp_path / "interrupted", resumed.result())
     assert other[1].count("# done already") == 3 and "# done already" not in one[1]
-    assert one[1].count("undefended ") == 1 + 4, "a first result, and the table"
+    assert one[1].count("| undefended  ") == 1 + 1 + 8, "a first result, copies, and the table"
     numbers = []
     for run, out in (one, other):
         assert (run / "table.md").read_text() in out
         rows = json.loads((run / "results.json").read_text())
         numbers.append([{key: row[key] for key in row if key != "command"} for row in rows])
-        assert {path.name for path in run.glob("*.png")} == {"roc.png", "histograms.png", "epochs.png", "samples.png"}
-    assert numbers[0] == numbers[1] and len(numbers[0]) == 40
+        drawn = {"roc.png", "histograms.png", "epochs.png", "samples.png", "memorization.png"}
+        assert {path.name for path in run.glob("*.png")} == drawn
+        assert (run / "memorization.md").read_text() in out
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 6 * 4 * 2 * 2  # targets, attacks, each with -ref, protocols
     longer = subprocess.run([*command, tmp_path / "straight", "--epochs", "5"], capture_output=True, text=True)
     assert longer.returncode == 2 and "seed-0/all.pt is of another study, with epochs = 4, not 5" in longer.stderr

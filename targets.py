@@ -1,0 +1,240 @@
+"""What is attacked: the targets that a run's models make up, and the scores that attacks give its images."""
+
+import argparse
+import functools
+import hashlib
+import zipfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import attacks
+import checkpoint
+import cli
+import data
+import dualmd
+import unet
+from dualmd import DualMD, EpsModel, NoiseSchedule
+from files import BadInput, atomic_write
+
+
+@dataclass(frozen=True)
+class Target:
+    models: tuple[str, ...]  # the eps models that the attacker can ask
+    gives: tuple[str, ...]  # what he gets to hold: attacks.HOLDS
+
+
+RELEASED, SERVICE = ("images", "predictions", "weights"), ("images", "predictions")
+TARGETS = {
+    "undefended": Target(("all",), RELEASED),
+    "A alone": Target(("A",), RELEASED),
+    "B alone": Target(("B",), RELEASED),
+    "DualMD pipeline": Target(("dual",), SERVICE),
+    # the same service, asked by one who knows whose turn it is; images come from both all the same
+    "DualMD unmixed": Target(("dual as A", "dual as B"), ("predictions",)),
+    "DualMD leaked": Target(("A", "B"), RELEASED),
+    "DistillMD average": Target(("distill-average",), RELEASED),
+    "DistillMD cross": Target(("distill-cross",), RELEASED),
+}
+HELD_OUT_T = list(range(50, 1000, 100))  # the held-out loss is the mean over these
+
+
+class Training:
+    """One run directory and what can be attacked in it. Scores are kept in its scores/, and computed only once.
+
+    `reference` names the checkpoint of a reference model; by default it is the run's own, if there is one.
+    """
+
+    def __init__(
+        self, run: Path, args: argparse.Namespace, images: Tensor | None = None, reference: Path | None = None
+    ):
+        self.run, self.args = run, args
+        self.models = checkpoint.load_run(run)
+        self.first = next(iter(self.models.values()))
+        self.images = checkpoint.load_images(self.first, args.data_dir) if images is None else images
+        checkpoint.require_images(self.first, self.images)
+        if reference:
+            self.models["reference"] = checkpoint.load(reference)
+            require_reference(reference, self.models["reference"], self.first)
+        self.asked: dict[str, EpsModel] = {name: one.eps_model(args.device) for name, one in self.models.items()}
+        if "A" in self.asked and "B" in self.asked:
+            dual = self.asked["dual"] = DualMD(self.asked["A"], self.asked["B"])
+            self.asked |= {f"dual as {half}": attacks.taking_sides(dual, half, dual.stride) for half in "AB"}
+        alone = "A alone", "B alone"  # there to be attacked only as long as the other half is not
+        self.targets = [
+            name
+            for name, target in TARGETS.items()
+            if all(model in self.asked for model in target.models) and not (name in alone and "dual" in self.asked)
+        ]
+        if not self.targets:
+            raise BadInput(
+                f"{run}/ holds a reference model and nothing to attack: train one (python train.py --split A)"
+            )
+
+    @property
+    def has_reference(self) -> bool:
+        return "reference" in self.models
+
+    def indices(self, target: str) -> tuple[Tensor, Tensor]:
+        """The members of a target, and as many non-members."""
+        alone = target.endswith("alone")
+        members = self.models[TARGETS[target].models[0]].trained_on if alone else self.first.split.members
+        return members, self.first.split.nonmembers[: len(members)]
+
+    def scores(
+        self, target: str, wanted: dict[str, list[int]], calibrate: bool = False
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each attack wanted, scores of members (R, N) and of as many non-members, a row a timestep.
+
+        A target of two models has these rows twice: the "max" over the two, then the "sum". With `calibrate`
+        the scores are the reference model's, too. secmi_nn's are no scores yet, but the error images
+        (R, N, 3, H, W) of all models in turn, the reference's last.
+        """
+        members, nonmembers = self.indices(target)
+        names = [*TARGETS[target].models, *(["reference"] if calibrate else [])]
+        found = [self._scores(name, torch.cat([members, nonmembers]), wanted) for name in names]
+        result = {}
+        for attack in wanted:
+            each = [one[attack] for one in found]
+            if attack == "secmi_nn":
+                rows = torch.cat(each)
+            else:
+                if calibrate:
+                    *each, reference = each
+                    each = [attacks.calibrated(one, reference, logarithms=attack == "gradient") for one in each]
+                rows = (
+                    each[0] if len(each) == 1 else torch.cat([attacks.of_both(each, rule) for rule in ("max", "sum")])
+                )
+            result[attack] = rows[:, : len(members)], rows[:, len(members) :]
+        return result
+
+    def held_out_loss(self, target: str) -> float:
+        """The denoising loss on images that no model saw, as a mean over timesteps: what the defence costs."""
+        if target.startswith("DualMD"):
+            target = "DualMD pipeline"  # whoever has A and B would sample from them alike
+        _, nonmembers = self.scores(target, {"loss": HELD_OUT_T})["loss"]
+        return -nonmembers.mean().item()
+
+    def _scores(self, name: str, indices: Tensor, wanted: dict[str, list[int]]) -> dict[str, Tensor]:
+        """One eps model's scores (T, N) of these images, from scores/ as far as they are there already."""
+        # they are good for as long as nothing changes that they depend on, the attack's source included
+        models = [self.models[half] for half in "AB"] if name.startswith("dual") else [self.models[name]]
+        depends = [tensor.numpy() for model in models for tensor in model.weights.values()]
+        depends += [Path(module.__file__).read_bytes() for module in (attacks, dualmd, unet)]
+        depends += [indices.numpy(), f"{self.first.dataset['sha256']} {self.args.seed}".encode()]
+        key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in depends)).hexdigest()
+
+        kept = {attack: self.run / "scores" / f"{name.replace(' ', '-')}-{attack}.npz" for attack in wanted}
+        found = {attack: read_scores(path, key) for attack, path in kept.items()}
+        missing = {attack: [t for t in ts if t not in found[attack]] for attack, ts in wanted.items()}
+        missing = {attack: ts for attack, ts in missing.items() if ts}
+        if missing:
+            x0 = self.images[indices]
+            new = attack_scores(self.asked[name], self.first.noise_schedule(), x0, missing, self.args, name)
+            for attack in missing:
+                found[attack] |= new[attack]
+                ts = sorted(found[attack])
+                # whoever may not write there can still attack
+                with suppress(BadInput), atomic_write(kept[attack]) as path, open(path, "wb") as file:
+                    np.savez(file, key=key, t=ts, scores=[found[attack][t] for t in ts], image=indices.numpy())
+        return {attack: torch.from_numpy(np.stack([found[attack][t] for t in ts])) for attack, ts in wanted.items()}
+
+
+def require_reference(path: Path, reference: checkpoint.Checkpoint, attacked: checkpoint.Checkpoint) -> None:
+    """Raise BadInput unless the model in `path` can be a reference: of the same images, but none that is scored."""
+    for what in ("name", "size", "sha256"):
+        if reference.dataset[what] != attacked.dataset[what]:
+            raise BadInput(
+                f"--reference {path}: its dataset has {what} {reference.dataset[what]}, that of the models under "
+                f"attack {attacked.dataset[what]}"
+            )
+    scored = torch.cat([attacked.split.members, attacked.split.nonmembers])
+    if torch.isin(reference.trained_on, scored).any():
+        raise BadInput(
+            f"--reference {path}: was trained on images that will be scored; train one on others "
+            "(python train.py --split reference)"
+        )
+
+
+def require_comparable(trainings: Sequence[Training]) -> None:
+    """Raise BadInput where a mean over these trainings would say nothing."""
+    for training in trainings:
+        for what in ("name", "size"):
+            one, other = trainings[0].first.dataset[what], training.first.dataset[what]
+            if one != other:
+                raise BadInput(
+                    f"--run: {trainings[0].run} has {what} {one}, {training.run} {other}: evaluate each alone"
+                )
+        one, other = len(trainings[0].first.split.members), len(training.first.split.members)
+        if one != other:
+            raise BadInput(f"--run: {trainings[0].run} has {one} members, {training.run} {other}: evaluate each alone")
+        if training.has_reference != trainings[0].has_reference:
+            raise BadInput(
+                f"--run: of {trainings[0].run} and {training.run} only one has a reference model: train the other, too "
+                "(python train.py --split reference)"
+            )
+
+
+def read_scores(path: Path, key: str) -> dict[int, np.ndarray]:
+    """The scores in a file by timestep; none where it does not exist, or was made from anything else."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if file["key"] == key:
+                return dict(zip(file["t"].tolist(), file["scores"], strict=True))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    return {}
+
+
+def attack_scores(
+    eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, wanted: dict[str, list[int]], args, name: str
+) -> dict[str, dict[int, np.ndarray]]:
+    """{attack: {t: scores (N,)}} of the uint8 images x0 (N, 3, H, W). Every model is attacked with the same noise."""
+    calls = {}
+    for attack, ts in wanted.items():
+        for t in ts:
+            function = attacks.round_trip if attack == "secmi_nn" else getattr(attacks, attack)
+            calls[attack, t] = functools.partial(function, t=t)
+            if attack in ("loss", "rediffuse", "gradient"):
+                generator = torch.Generator().manual_seed(cli.seed_for(args.seed, "attack", attack, t))
+                calls[attack, t].keywords["generator"] = generator
+    parts = {call: [] for call in calls}
+    batches = x0.split(args.batch)
+    with tqdm(total=len(batches) * len(calls), desc=f"attacks on {name}", leave=False) as bar:
+        for batch in batches:
+            x = data.to_float(batch.to(args.device))
+            remembers = remembering(eps_model)
+            for (attack, t), attacker in calls.items():
+                # these two ask nothing that another asks
+                ask = eps_model if attack in ("rediffuse", "gradient") else remembers
+                try:
+                    parts[attack, t].append(attacker(ask, schedule, x).cpu())
+                except ValueError as error:
+                    raise BadInput(f"{attack} at t = {t}: {error}") from error
+                bar.update()
+    found = {call: torch.cat(part) for call, part in parts.items()}
+    # error images, not numbers: half precision is enough to learn from, and half as large
+    found |= {call: images.half() for call, images in found.items() if call[0] == "secmi_nn"}
+    return {attack: {t: found[attack, t].numpy() for t in ts} for attack, ts in wanted.items()}
+
+
+def remembering(eps_model: EpsModel) -> EpsModel:
+    """The same model, which answers what it was asked before from memory.
+
+    Attacks share many of their questions: SecMI at t = 300 walks through all that it does at smaller t.
+    """
+    answers = {}
+
+    def ask(x: Tensor, t: Tensor) -> Tensor:
+        question = hashlib.sha256(x.cpu().numpy()).digest(), *t.tolist()
+        if question not in answers:
+            answers[question] = eps_model(x, t)
+        return answers[question]
+
+    return ask

@@ -1,0 +1,38 @@
+"""The nearest images, against every distance worked out one by one; and what counts as a copy."""
+
+import numpy as np
+import pytest
+import torch
+
+from memorization import is_copy, nearest
+
+
+def images(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 3, 4, 4), generator=generator, dtype=torch.int32).to(torch.uint8)
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 1024])
+def test_nearest_is_exact_in_blocks_of_any_size(block):
+    generated, known = images(7, 0), images(20, 1)
+    known[4] = known[11] = generated[2]  # a copy of two, which are alike
+    known[19] = generated[5]
+    known[0] = generated[6].clamp(min=1) - 1
+    distances, indices = nearest(generated, known, block)
+    x, y = (several.flatten(1).numpy().astype(np.int64) for several in (generated, known))
+    squared = ((x[:, None] - y[None]) ** 2).sum(2)
+    expected = np.sort(squared, axis=1)[:, :2]
+    assert np.array_equal((distances**2).round().long().numpy(), expected)
+    assert distances[5, 0] == 0 and distances[2].tolist() == [0, 0], "exactly"
+    assert np.array_equal(np.take_along_axis(squared, indices.numpy(), 1), expected)
+    assert indices[5, 0] == 19 and indices[6, 0] == 0 and set(indices[2].tolist()) == {4, 11}
+
+
+def test_a_copy_is_three_times_nearer_than_the_next():
+    distances = torch.tensor([[1.0, 3.1], [1, 3], [1, 2.9], [0, 5], [0, 0], [9, 9]], dtype=torch.float64)
+    assert is_copy(distances).tolist() == [True, False, False, True, False, False]
+
+
+def test_one_image_has_no_second_nearest():
+    with pytest.raises(ValueError, match="two images"):
+        nearest(images(3, 0), images(1, 1))

@@ -21,7 +21,7 @@ from torch.func import functional_call, grad, vmap
 
 from dualmd import EpsModel, NoiseSchedule, denoise, training_loss
 
-HOLDS = {  # what each attack takes
+HOLDS = {  # what each attack's attacker must hold
     "rediffuse": "images",
     "loss": "predictions",
     "sima": "predictions",
@@ -141,7 +141,7 @@ def secmi_nn(errors: Tensor, is_member: Tensor, others: Tensor, *, steps: int = 
     """
     log = errors.abs().clamp(min=1e-8).log()  # what tells is how many times larger an error is
     centre, spread = log.mean((0, 2, 3), keepdim=True), log.std((0, 2, 3), keepdim=True)
-    x, others = ((log - centre) / spread, (others.abs().clamp(min=1e-8).log() - centre) / spread)
+    x, others = (log - centre) / spread, (others.abs().clamp(min=1e-8).log() - centre) / spread
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(
@@ -177,7 +177,7 @@ def rediffuse(
     """ReDiffuse: minus the squared L2 distance of an image to the mean of n variations (Li et al., arXiv 2405.20771).
 
     The service noises the image to t and denoises it by its own sampler, in steps of `stride`; what it
-    has memorised comes back. The attacker sees images alone. Costs n (t / stride + 1) queries an image.
+    has memorised comes back. The attacker sees images alone. Costs the service n (t / stride + 1) queries.
     """
     eps = _noise(x0, generator, n)
     variations = [
@@ -202,8 +202,7 @@ def gradient(
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
 
     def loss_of(weights: dict[str, Tensor], x_t: Tensor, eps: Tensor) -> Tensor:
-        answer = functools.partial(functional_call, model, weights)
-        return training_loss(lambda *x_and_t: answer(x_and_t), x_t[None], ts, eps[None])
+        return training_loss(lambda x, t: functional_call(model, weights, (x, t)), x_t[None], ts, eps[None])
 
     def log_norm(x_t: Tensor, eps: Tensor) -> Tensor:
         gradients = grad(loss_of)(weights, x_t, eps)
@@ -232,8 +231,8 @@ def calibrated(scores: Tensor, reference: Tensor, *, logarithms: bool = False) -
 def taking_sides(pipeline: EpsModel, half: str, stride: int = 10) -> EpsModel:
     """DualMD's model A, or B, alone: a pipeline that is asked only at timesteps which `half` answers.
 
-    The rule by which they take turns is public, and the model next to t is never more than `stride`
-    away: the attacker rounds t down to the nearest timestep of A's, or to the one of B's after it.
+    The rule by which they take turns is no secret, and a timestep that is `half`'s is never far from t:
+    the attacker rounds down to a multiple of 2 * stride, where A answers, and adds stride for B.
     """
 
     def ask(x_t: Tensor, t: Tensor) -> Tensor:

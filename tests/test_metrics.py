@@ -177,3 +177,22 @@ def test_adaptive_needs_two_of_each_and_takes_constant_scores():
     with pytest.raises(ValueError, match="NaN"):
         adaptive([[1.0, float("nan")]], [[0.0, 1.0]])
     assert adaptive(np.ones((2, 10)), np.ones((2, 10))).curve.auc == 0.5
+
+
+def test_halves_are_disjoint_and_of_both_kinds():
+    first, second = metrics.halves(7, 4, seed=3)
+    for one, other, count in zip(first, second, (7, 4), strict=True):
+        assert sorted([*one, *other]) == list(range(count)) and abs(len(one) - len(other)) <= 1
+    assert [list(rows) for rows in metrics.halves(7, 4, seed=4)[0]] != [list(rows) for rows in first]
+    with pytest.raises(ValueError, match="two members and two non-members"):
+        metrics.halves(2, 1)
+
+
+def test_scores_of_attackers_who_learnt_elsewhere_are_judged_as_they_are():
+    """No pick, no flipped sign, and 0 is the threshold."""
+    members, nonmembers = np.array([3.0, 2, 0.5, -1]), np.array([0.0, -2, -3, 1])
+    result, plain = metrics.judged_by_others(members, nonmembers), metrics.published(members, nonmembers)
+    assert result.asr == 6 / 8 and plain.asr == 6 / 8
+    assert result.curve.auc == metrics.auc(members, nonmembers) and result.interval == plain.interval
+    turned = metrics.judged_by_others(-members, -nonmembers)
+    assert turned.curve.auc == 1 - result.curve.auc < 0.5 and turned.asr == 3 / 8  # 0 itself is no member's

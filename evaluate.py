@@ -33,7 +33,7 @@ import metrics
 from dualmd import sample
 from files import BadInput, atomic_write, require_writable
 from memorization import is_copy, nearest
-from targets import TARGETS, Training, require_comparable
+from targets import RULES, TARGETS, Training, require_comparable
 
 # the timesteps at which SecMI's and PIA's authors attack CIFAR-10, and ReDiffuse's; the others, where PIA does
 PUBLISHED_T = {"loss": 200, "sima": 200, "pia": 200, "pian": 200, "secmi": 100, "secmi_nn": 100, "rediffuse": 200}
@@ -131,14 +131,15 @@ def judge(
     if attack == "secmi_nn":  # its rows are images, from which a network has yet to learn
         pair = learned(members[at :: len(ts)], nonmembers[at :: len(ts)], args)
         adaptive = metrics.judged_by_others(*learned(members, nonmembers, args), args.seed)
-        picks = [(t, 1) for t in ts]  # the network sees them all
+        picks, rules = [(t, 1) for t in ts], []  # the network sees them all
     else:
         pair = members[at].numpy(), nonmembers[at].numpy()
         adaptive = metrics.adaptive(members, nonmembers, args.seed)
         picks = [(ts[row % len(ts)], sign) for row, sign in adaptive.choices]
+        rules = [RULES[row // len(ts)] for row, _ in adaptive.choices] if len(members) > len(ts) else []
     rows = [
-        summary("published", [(t, 1)], metrics.published(*pair, args.seed)),
-        summary("adaptive", picks, adaptive),
+        summary("published", [(t, 1)], RULES[:1] if rules else [], metrics.published(*pair, args.seed)),
+        summary("adaptive", picks, rules, adaptive),
     ]
     return rows, adaptive.curve, pair
 
@@ -156,13 +157,14 @@ def learned(members: Tensor, nonmembers: Tensor, args: argparse.Namespace) -> tu
     return scores
 
 
-def summary(protocol: str, picks: list[tuple[int, int]], result: metrics.Result) -> dict:
+def summary(protocol: str, picks: list[tuple[int, int]], rules: Sequence[str], result: metrics.Result) -> dict:
     """What results.json says of one attack on one target under one protocol."""
     t, sign = zip(*picks, strict=True)
     return {
         "protocol": protocol,
         "t": t,  # under the adaptive protocol two: the pick of each half
         "sign": sign,
+        "rule": rules,  # by which the scores under two models became one, where there are two
         "auc": result.curve.auc,
         "auc_95": result.interval,
         "asr": result.asr,

@@ -42,6 +42,7 @@ TARGETS = {
     "DistillMD average": Target(("distill-average",), RELEASED),
     "DistillMD cross": Target(("distill-cross",), RELEASED),
 }
+RULES = "max", "sum"  # of a target of two models: what attacks.of_both makes of their scores
 HELD_OUT_T = list(range(50, 1000, 100))  # the held-out loss is the mean over these
 
 
@@ -92,9 +93,9 @@ class Training:
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """For each attack wanted, scores of members (R, N) and of as many non-members, a row a timestep.
 
-        A target of two models has these rows twice: the "max" over the two, then the "sum". With `calibrate`
-        the scores are the reference model's, too. secmi_nn's are no scores yet, but the error images
-        (R, N, 3, H, W) of all models in turn, the reference's last.
+        A target of two models has these rows for each of RULES in turn. With `calibrate` they are less the
+        reference model's scores. secmi_nn's are no scores yet, but the error images (R, N, 3, H, W) of all
+        models in turn, the reference's last.
         """
         members, nonmembers = self.indices(target)
         names = [*TARGETS[target].models, *(["reference"] if calibrate else [])]
@@ -108,9 +109,7 @@ class Training:
                 if calibrate:
                     *each, reference = each
                     each = [attacks.calibrated(one, reference, logarithms=attack == "gradient") for one in each]
-                rows = (
-                    each[0] if len(each) == 1 else torch.cat([attacks.of_both(each, rule) for rule in ("max", "sum")])
-                )
+                rows = each[0] if len(each) == 1 else torch.cat([attacks.of_both(each, rule) for rule in RULES])
             result[attack] = rows[:, : len(members)], rows[:, len(members) :]
         return result
 

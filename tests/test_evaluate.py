@@ -114,6 +114,7 @@ def test_each_target_is_attacked_through_its_own_models(tmp_path, monkeypatch, s
                 found = np.maximum(*map(scaled, found)) if len(found) == 2 else found[0]
                 assert row["auc"] == pytest.approx(metrics.auc(found[:MEMBERS], found[MEMBERS:]), abs=0.008)
                 assert (row["t"], row["sign"], row["holds"]) == ([t], [1], holds)
+                assert row["rule"] == (["max"] if len(names) == 2 else [])
                 assert set(rows[model, label, "adaptive"]["t"]) <= {20, 50, t}
     assert {label for _, label, _ in rows} == {*attacks.HOLDS, *(f"{attack}-ref" for attack in attacks.HOLDS)}
 
@@ -131,7 +132,7 @@ def test_of_two_models_the_adaptive_attacker_tries_the_sum_too(tmp_path, small):
     one, other = np.zeros((2, 6)), np.zeros((2, 6))  # rows: max and sum at one t, of which the sum tells
     one[1] += 1
     (_, row), _, _ = evaluate.judge("pia", torch.from_numpy(one), torch.from_numpy(other), [50], 50, evaluate_args())
-    assert (row["t"], row["auc"]) == ((50, 50), 1)
+    assert (row["t"], row["auc"], row["rule"]) == ((50, 50), 1, ["sum", "sum"])
 
 
 def test_secmi_nn_is_scored_by_the_other_half(tmp_path, monkeypatch, small):
@@ -313,8 +314,20 @@ def test_what_is_written(tmp_path, monkeypatch, small, capsys):
     assert len(rows) == 6 * 2 * 2 * 2 * 2  # targets, attacks, each without and with the reference, protocols, seeds
     for row in rows:
         assert list(row) == [
-            *["model", "attack", "holds", "held_out_loss", "seed", "commit", "command", "protocol", "t", "sign", "auc"],
-            *["auc_95", "asr", "tpr_at_1", "tpr_at_01", "n_members", "n_nonmembers"],
+            *[
+                "model",
+                "attack",
+                "holds",
+                "held_out_loss",
+                "seed",
+                "commit",
+                "command",
+                "protocol",
+                "t",
+                "sign",
+                "rule",
+            ],
+            *["auc", "auc_95", "asr", "tpr_at_1", "tpr_at_01", "n_members", "n_nonmembers"],
         ]
         assert row["tpr_at_1"] is None and row["n_members"] == row["n_nonmembers"] == MEMBERS
         assert row["command"].startswith("python evaluate.py --dataset toy")

@@ -151,10 +151,8 @@ def secmi_nn(errors: Tensor, is_member: Tensor, others: Tensor, *, steps: int = 
         optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.1)
         for _ in range(steps):
             rows = torch.randint(len(x), (64,)).to(x.device)
-            flips = [3] if torch.rand(()) < 0.5 else []
-            loss = F.binary_cross_entropy_with_logits(network(x[rows].flip(flips))[:, 0], is_member[rows].to(x))
             optimizer.zero_grad()
-            loss.backward()
+            F.binary_cross_entropy_with_logits(network(x[rows])[:, 0], is_member[rows].to(x)).backward()
             optimizer.step()
     with torch.no_grad():
         return network(others)[:, 0]

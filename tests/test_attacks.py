@@ -256,6 +256,8 @@ def test_a_network_learns_from_its_own_half_alone():
     fewer = attacks.secmi_nn(errors[:30], is_member[:30], errors[35:], seed=1)
     torch.testing.assert_close(fewer, score[5:])  # whoever else is scored changes nothing
     assert not torch.equal(score, attacks.secmi_nn(errors[:30], is_member[:30], errors[30:], seed=2))
+    scaled = attacks.secmi_nn(1000 * errors[:30], is_member[:30], 1000 * errors[30:], seed=1)
+    torch.testing.assert_close(score, scaled, rtol=1e-2, atol=1e-2)  # errors count by their ratios
     torch.testing.assert_close(score, attacks.secmi_nn(-errors[:30], is_member[:30], -errors[30:], seed=1))
     turned = attacks.secmi_nn(errors[:30], ~is_member[:30], errors[30:], seed=1)
     assert ((turned > 0) != (score > 0)).float().mean() > 0.5, "above 0 is a member"

@@ -378,8 +378,12 @@ def test_refusals(tmp_path, monkeypatch, small):
         call(monkeypatch, "--run", tmp_path / "one", tmp_path / "other")
     with pytest.raises(BadInput, match="--reference .*reference.pt: was trained on images that will be scored"):
         call(monkeypatch, "--run", tmp_path / "one", "--reference", tmp_path / "other" / "reference.pt")
-    with pytest.raises(BadInput, match="all.pt: was trained on images that will be scored"):
-        call(monkeypatch, "--run", tmp_path / "one", "--reference", tmp_path / "one" / "all.pt")
+    one = checkpoint.load(tmp_path / "one" / "all.pt")
+    for scored in (one.split.members[-1:], one.split.nonmembers[-1:]):
+        one.trained_on = torch.cat([one.split.reference, scored])
+        checkpoint.save(tmp_path / "scored", one)
+        with pytest.raises(BadInput, match="all.pt: was trained on images that will be scored"):
+            call(monkeypatch, "--run", tmp_path / "one", "--reference", tmp_path / "scored" / "all.pt")
     elsewhere = checkpoint.load(tmp_path / "other" / "reference.pt")
     elsewhere.dataset["sha256"] = "another"
     checkpoint.save(tmp_path / "elsewhere", elsewhere)

@@ -20,7 +20,7 @@ STYLES = {
     "A alone": ("#56B4E9", "-"),
     "B alone": ("#009E73", "-"),
     "DualMD pipeline": ("#0072B2", "--"),
-    "DualMD unmixed": ("#F0E442", "--"),
+    "DualMD unmixed": ("#009E73", (0, (3, 1, 1, 1))),
     "DualMD leaked": ("#CC79A7", "-."),
     "DistillMD average": ("#E69F00", (0, (5, 1, 1, 1, 1, 1))),
     "DistillMD cross": ("#D55E00", ":"),
@@ -53,7 +53,7 @@ def roc_curves(path: Path, curves: dict[tuple[str, str], Sequence[ROC]]) -> None
             ax.set_title(attack if row == 0 else "")
             if i % across == 0:
                 ax.set_ylabel("TPR")
-    _save(figure, axes[0, 0], path)
+    _save(figure, path)
 
 
 def over_epochs(path: Path, rows: Sequence[dict]) -> None:
@@ -76,7 +76,7 @@ def over_epochs(path: Path, rows: Sequence[dict]) -> None:
                 ax.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         ax.set(xlabel="epochs", title=attack)
     axes[0, 0].set_ylabel("AUC")
-    _save(figure, axes[0, 0], path)
+    _save(figure, path)
 
 
 def histograms(path: Path, scores: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], t: dict[str, int]) -> None:
@@ -103,7 +103,7 @@ def histograms(path: Path, scores: dict[tuple[str, str], tuple[np.ndarray, np.nd
                 ax.set_title(target, fontsize=10)
             if column == 0:
                 ax.set_ylabel(f"{attack}, t = {t[attack.removesuffix('-ref')]}")
-    _save(figure, axes[0, 0], path)
+    _save(figure, path)
 
 
 def pairs(path: Path, closest: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
@@ -119,7 +119,7 @@ def pairs(path: Path, closest: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None
             axes[2 * row, column].set_title(f"{ratio[column]:.2f}", fontsize=8)
             for ax, image in ((axes[2 * row, column], training), (axes[2 * row + 1, column], generated)):
                 ax.imshow(image[column].permute(1, 2, 0).numpy(), interpolation="nearest")
-    _save(figure, None, path)
+    _save(figure, path)
 
 
 def samples(path: Path, grids: dict[str, Path]) -> None:
@@ -132,15 +132,16 @@ def samples(path: Path, grids: dict[str, Path]) -> None:
         ax.imshow(Image.open(grid), interpolation="nearest")
         ax.set_title(target, fontsize=10)
         ax.set_axis_off()
-    _save(figure, None, path)
+    _save(figure, path)
 
 
-def _save(figure, legend_of, path: Path) -> None:
-    if legend_of is not None:
-        handles, labels = legend_of.get_legend_handles_labels()
+def _save(figure, path: Path) -> None:
+    named = [pair for ax in figure.axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
+    if named:  # not every panel has them all
+        names = {label: handle for handle, label in named}
         columns = max(1, int(figure.get_size_inches()[0] / 1.7))  # as many names as the width holds
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+        figure.legend(names.values(), names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     figure.set_layout_engine("constrained")
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+        figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)

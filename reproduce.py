@@ -25,7 +25,7 @@ from files import BadInput
 # Members and epochs by dataset and preset, so that the undefended model learns its members by heart, and no longer.
 # Others are train.py's.
 SIZES = {
-    ("toy", "tiny"): (144, 220),
+    ("toy", "tiny"): (128, 220),
     ("cifar10", "tiny"): (112, 250),
 }
 CLEAR = "\r\033[K" if sys.stdout.isatty() else ""  # the progress bar in the line that is printed on
@@ -105,8 +105,9 @@ def study(args: argparse.Namespace, cores: int) -> list[Job]:
                 add("sample.py", "--model", name, "--n", 16, "--run", run, needs=teachers, makes=[grid])
     everything = [path for job in jobs for path in job.makes]
     all_runs = ["--run", *runs, "--out", root]
+    generating = [path for path in everything if path.suffix == ".pt" and path.stem != "reference"]
     table = root / "memorization.md"
-    add("evaluate.py", "--memorization", "--n", args.n, *all_runs, needs=everything, makes=[table], cores=cores)
+    add("evaluate.py", "--memorization", "--n", args.n, *all_runs, needs=generating, makes=[table])
     chosen = ["--attack", *args.attack] if args.attack else []
     add("evaluate.py", *chosen, *all_runs, needs=everything, cores=cores)
     return jobs

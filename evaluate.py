@@ -70,11 +70,23 @@ def main() -> None:
     (memorization if args.memorization else membership)(trainings, args, out)
 
 
+def require_references(trainings: list[Training]) -> bool:
+    """Is there a reference model for every run? Raise BadInput where some have one and others have not."""
+    without = [training.run for training in trainings if "reference" not in training.models]
+    if without and len(without) < len(trainings):
+        raise BadInput(
+            f"--run: {without[0]} has no reference model, and others have: train it, too "
+            "(python train.py --split reference)"
+        )
+    return not without
+
+
 # --- membership inference -------------------------------------------------------------------------
 
 
 def membership(trainings: list[Training], args: argparse.Namespace, out: Path) -> None:
     """The table of every target, every attack, both protocols; and all that is drawn from it."""
+    has_reference = require_references(trainings)
     chosen = [attack for attack in attacks.HOLDS if attack in args.attack or "all" in args.attack]
     fixed = {attack: PUBLISHED_T[attack] if args.t is None else args.t for attack in chosen}
     grid = {attack: sorted({*args.grid, t}) for attack, t in fixed.items()}
@@ -86,7 +98,7 @@ def membership(trainings: list[Training], args: argparse.Namespace, out: Path) -
         possible = {attack: grid[attack] for attack in chosen if attacks.HOLDS[attack] in TARGETS[target].gives}
         held_out_losses = [training.held_out_loss(target) for training in attacked]
         scores = {False: [training.scores(target, possible) for training in attacked]}
-        if attacked and attacked[0].has_reference:
+        if has_reference:
             scores[True] = [training.scores(target, possible, calibrate=True) for training in attacked]
         for attack in possible if attacked else []:
             for calibrated, each in scores.items():

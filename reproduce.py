@@ -25,7 +25,7 @@ from files import BadInput
 # Members and epochs by dataset and preset, so that the undefended model learns its members by heart, and no longer.
 # Others are train.py's.
 SIZES = {
-    ("toy", "tiny"): (128, 220),
+    ("toy", "tiny"): (128, 200),
     ("cifar10", "tiny"): (112, 250),
 }
 CLEAR = "\r\033[K" if sys.stdout.isatty() else ""  # the progress bar in the line that is printed on

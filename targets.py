@@ -78,10 +78,6 @@ class Training:
                 f"{run}/ holds a reference model and nothing to attack: train one (python train.py --split A)"
             )
 
-    @property
-    def has_reference(self) -> bool:
-        return "reference" in self.models
-
     def indices(self, target: str) -> tuple[Tensor, Tensor]:
         """The members of a target, and as many non-members."""
         alone = target.endswith("alone")
@@ -173,11 +169,6 @@ def require_comparable(trainings: Sequence[Training]) -> None:
         one, other = len(trainings[0].first.split.members), len(training.first.split.members)
         if one != other:
             raise BadInput(f"--run: {trainings[0].run} has {one} members, {training.run} {other}: evaluate each alone")
-        if training.has_reference != trainings[0].has_reference:
-            raise BadInput(
-                f"--run: of {trainings[0].run} and {training.run} only one has a reference model: train the other, too "
-                "(python train.py --split reference)"
-            )
 
 
 def read_scores(path: Path, key: str) -> dict[int, np.ndarray]:

@@ -374,8 +374,9 @@ def test_refusals(tmp_path, monkeypatch, small):
     with pytest.raises(BadInput, match="one has 12 members, .*fewer 8: evaluate each alone"):
         call(monkeypatch, "--run", tmp_path / "one", tmp_path / "fewer")
     make_run(tmp_path / "other", small, ["all", "reference"], seed=3)
-    with pytest.raises(BadInput, match="of .*one and .*other only one has a reference model"):
+    with pytest.raises(BadInput, match="one has no reference model, and others have"):
         call(monkeypatch, "--run", tmp_path / "one", tmp_path / "other")
+    call(monkeypatch, "--run", tmp_path / "one", tmp_path / "other", "--memorization", "--n", 2, "--print-only")
     with pytest.raises(BadInput, match="--reference .*reference.pt: was trained on images that will be scored"):
         call(monkeypatch, "--run", tmp_path / "one", "--reference", tmp_path / "other" / "reference.pt")
     one = checkpoint.load(tmp_path / "one" / "all.pt")

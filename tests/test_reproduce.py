@@ -37,7 +37,7 @@ def test_the_commands_can_be_run_one_by_one(tmp_path):
     lines = [str(job).replace(str(tmp_path), "RUN") for job in jobs]
     tail = "--dataset toy --device cpu"
     into = "--run RUN/seed-1 --snapshots 8"
-    size = "--preset tiny --members 128 --epochs 220 --seed 1"
+    size = "--preset tiny --members 128 --epochs 200 --seed 1"
     for split in ("all", "A", "B"):
         assert f"python train.py --split {split} {into} {size} {tail}" in lines
     for targets in ("cross", "average"):
@@ -65,7 +65,7 @@ def test_sizes_and_devices(tmp_path):
         (real | {"preset": "small"}, "--preset small --seed 0 --dataset cifar10 --data-dir d --device cpu"),
         (
             {"device": torch.device("cuda")},
-            "--preset tiny --members 128 --epochs 220 --seed 0 --dataset toy --device cuda",
+            "--preset tiny --members 128 --epochs 200 --seed 0 --dataset toy --device cuda",
         ),
     ):
         assert expected in str(study(tmp_path, **changes)[0])

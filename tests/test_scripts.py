@@ -336,7 +336,7 @@ REFUSALS = {
     "train.py --split A --dataset toy --members 7": "--members 7: must be even, and from 2 to 512 .*",
     "train.py --split A --dataset toy --members 0": "argument --members: 0 is not a positive whole number .*",
     "train.py --split reference --dataset toy --members 512": "--split reference: all 512 .* fewer --members, .*",
-    "evaluate.py --attack pia --reference nowhere.pt --run foreign": "foreign/all.pt is not a checkpoint .*",
+    "evaluate.py --attack pia --reference gone.pt --run foreign": "foreign/all.pt is not a checkpoint .*",
     "train.py --split A --dataset toy --seed -1": "argument --seed: -1 is not between 0 and .*",
     "train.py --split A --device warp": "argument --device: this machine's torch has no device 'warp' .*",
     "train.py --split A --dataset toy --run pictures/cat.png": "cannot write into pictures/cat.png: File exists",

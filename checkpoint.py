@@ -7,7 +7,6 @@ as code.
 """
 
 import dataclasses
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +16,11 @@ from torch import Tensor
 import data
 from data import Split
 from dualmd import NoiseSchedule
-from files import BadInput, atomic_write
+from files import BadInput, atomic_write, read_tensors
 from unet import UNet, UNetConfig
 
 FORMAT = "dualmd checkpoint 1"
+KIND = "a checkpoint of this project"
 NAMES = ("all", "A", "B", "distill-cross", "distill-average", "reference")
 
 
@@ -69,9 +69,9 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
 
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint, to the CPU. Raises BadInput where there is none, or the file is none of ours."""
-    content = _read(path)
+    content = read_tensors(path, KIND)
     if content.pop("format", None) != FORMAT:
-        raise BadInput(f"{path} is not a checkpoint of this project: it does not say {FORMAT!r}")
+        raise BadInput(f"{path} is not {KIND}: it does not say {FORMAT!r}")
     try:
         content["split"], content["unet"] = Split(**content["split"]), UNetConfig(**content["unet"])
         checkpoint = Checkpoint(**content)
@@ -161,7 +161,7 @@ def resume(run: Path, wanted: Checkpoint, parts: dict) -> int:
     path = _unfinished(run, wanted.name)
     if not path.exists():
         return 0
-    state = _read(path)
+    state = read_tensors(path, KIND)
     try:
         found = state["settings"] | {"pixels": state["pixels"]}
         _require_same_settings(found, wanted.settings | {"pixels": wanted.dataset["sha256"]}, path)
@@ -183,16 +183,3 @@ def _require_same_settings(found: dict, wanted: dict, path: Path) -> None:
                 f"{path} was trained with {key} = {found.get(key)}, not {wanted[key]}: "
                 "--restart begins anew, --run names another directory"
             )
-
-
-def _read(path: Path) -> dict:
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about how a foreign file was pickled
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise BadInput(f"{path} does not exist") from error
-    except Exception as error:  # on bytes that it did not write, torch.load raises almost anything
-        raise BadInput(f"{path} is not a checkpoint of this project: torch cannot read it as plain data") from error
-    if not isinstance(content, dict):
-        raise BadInput(f"{path} is not a checkpoint of this project: it holds a {type(content).__name__}")
-    return content

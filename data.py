@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from files import BadInput, atomic_write, download, md5_of
+from files import BadInput, atomic_write, digest_of, download
 
 DATASETS = ("cifar10", "toy")
 
@@ -144,8 +144,8 @@ def cifar10(data_dir: str | None = None, size: int = 32) -> Tensor:
 def _fetch_cifar10(archive: Path, folder: Path) -> None:
     by_hand = archive.exists()
     if not by_hand:
-        download(CIFAR10_URL, archive, CIFAR10_MD5)
-    elif md5_of(archive) != CIFAR10_MD5:
+        download(CIFAR10_URL, archive, CIFAR10_MD5, "md5")
+    elif digest_of(archive, "md5") != CIFAR10_MD5:
         raise BadInput(f"{archive} is not the official archive (MD5 is not {CIFAR10_MD5}): delete it and start again")
     with tarfile.open(archive) as tar:
         # the first file is written last: where it stands, all of them do

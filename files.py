@@ -1,4 +1,4 @@
-"""Files that come from outside or must not be left half-written: download, atomic write, one error for both."""
+"""Files: downloaded, written whole or not at all, read without trust, and results that are kept."""
 
 import hashlib
 import http.client
@@ -6,10 +6,14 @@ import os
 import tempfile
 import urllib.error
 import urllib.request
+import warnings
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 
@@ -44,18 +48,37 @@ def require_writable(directory: Path) -> None:
         raise BadInput(f"cannot write into {directory}: {error.strerror}") from error
 
 
-def md5_of(path: Path) -> str:
+def read_tensors(path: Path, kind: str) -> dict:
+    """What torch.save wrote into `path`, to the CPU: read as data, never as code.
+
+    Raises BadInput, saying that it is not `kind`, where torch cannot read it so, or it holds no dict.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about how a foreign file was pickled
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise BadInput(f"{path} does not exist") from error
+    except Exception as error:  # on bytes that it did not write, torch.load raises almost anything
+        raise BadInput(f"{path} is not {kind}: torch cannot read it as plain data") from error
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} is not {kind}: it holds a {type(content).__name__}")
+    return content
+
+
+def digest_of(path: Path, algorithm: str) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def download(url: str, path: Path, md5: str) -> None:
+def download(url: str, path: Path, digest: str, algorithm: str) -> None:
     """Fetch `url` to `path`, with a progress bar; a download that was cut off goes on where it stopped.
 
-    The bytes gather in `path` + ".part", which takes its final name only once its MD5 is right.
-    Raises BadInput where the server can't be reached, breaks off, or sends other bytes than those.
+    The bytes gather in `path` + ".part", which takes its final name only once its `digest` is right: the hexadecimal
+    digits of its MD5 or SHA-256, or the first of them. Raises BadInput where the server can't be reached, breaks off,
+    or sends other bytes than those.
     """
     part = path.with_name(path.name + ".part")
+    by_hand = f"try again, or fetch it by other means and put it at {path}"
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -74,13 +97,40 @@ def download(url: str, path: Path, md5: str) -> None:
             raise OSError(f"the connection closed after {part.stat().st_size:,} of {total:,} bytes")
     except urllib.error.HTTPError as error:
         if error.code != 416:  # 416: the part file has every byte already
-            raise BadInput(f"cannot download {url}: {error}") from error
+            raise BadInput(f"cannot download {url} ({error}): {by_hand}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise BadInput(
-            f"cannot download {url} ({reason}): try again, or fetch it by other means and put it at {path}"
-        ) from error
-    if md5_of(part) != md5:
+        raise BadInput(f"cannot download {url} ({reason}): {by_hand}") from error
+    if not digest_of(part, algorithm).startswith(digest):
         part.unlink()
-        raise BadInput(f"{url} sent other bytes than expected (MD5 is not {md5}); they were deleted: try again")
+        raise BadInput(
+            f"{url} sent other bytes than expected ({algorithm} is not {digest}); they were deleted: try again"
+        )
     os.replace(part, path)
+
+
+# --- results that are kept until what they depend on changes -------------------------------------------
+
+
+def key_of(*depends: bytes | str | np.ndarray | Path) -> str:
+    """A key that changes with any of what a result depends on; a Path stands for the file's content."""
+    parts = [part.read_bytes() if isinstance(part, Path) else part for part in depends]
+    parts = [part.encode() if isinstance(part, str) else np.ascontiguousarray(part) for part in parts]
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+def keep(path: Path, key: str, **arrays: np.ndarray) -> None:
+    """Write arrays into an .npz file for `read_kept`. Where nothing can be written, nothing is kept."""
+    with suppress(BadInput), atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, key=key, **arrays)
+
+
+def read_kept(path: Path, key: str) -> dict[str, np.ndarray]:
+    """The arrays that `keep` wrote under this key; none where there is no such file, or it has another key."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if file["key"] == key:
+                return dict(file)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    return {}

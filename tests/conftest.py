@@ -1,6 +1,8 @@
-"""What several test files lean on: the project on the path, and the real images where they are."""
+"""What several test files lean on: the project on the path, the real images where they are, a model, a server."""
 
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,41 @@ class Spy:
     @property
     def timesteps(self) -> list[int]:
         return [t[0].item() for _, t in self.asked]
+
+
+class Server:
+    """Serve `.content` on 127.0.0.1, `.cut` short if wanted; note the `.ranges` asked for, obeyed if it `.resumes`."""
+
+    def __init__(self):
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked = self.headers.get("Range")
+                outer.ranges.append(asked)
+                asked = asked if outer.resumes else None
+                start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+                if start >= len(outer.content):
+                    self.send_error(416)
+                    return
+                body = outer.content[start:]
+                self.send_response(206 if asked else 200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[: outer.cut])
+
+            def log_message(self, *args):
+                pass
+
+        self.content, self.cut, self.resumes, self.ranges = b"", None, True, []
+        self.http = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/cifar-10-binary.tar.gz"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()

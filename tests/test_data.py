@@ -1,8 +1,6 @@
 import hashlib
 import io
 import tarfile
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
@@ -196,53 +194,15 @@ def test_image_folder_where_cifar_is_expected(tmp_path):
 # --- download ---
 
 
-class Server:
-    """Serve `.content` on 127.0.0.1, `.cut` short if wanted; note the `.ranges` asked for, obeyed if it `.resumes`."""
-
-    def __init__(self):
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                asked = self.headers.get("Range")
-                outer.ranges.append(asked)
-                asked = asked if outer.resumes else None
-                start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-                if start >= len(outer.content):
-                    self.send_error(416)
-                    return
-                body = outer.content[start:]
-                self.send_response(206 if asked else 200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body[: outer.cut])
-
-            def log_message(self, *args):
-                pass
-
-        self.content, self.cut, self.resumes, self.ranges = b"", None, True, []
-        self.http = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/cifar-10-binary.tar.gz"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-
-@pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
-
-
 def test_download_goes_on_where_it_was_cut_off(server, tmp_path):
     server.content = np.random.RandomState(0).bytes(300_000)
     md5, path = hashlib.md5(server.content).hexdigest(), tmp_path / "new" / "file"
     server.cut = 100_000
     with pytest.raises(BadInput, match="closed after 100,000 of 300,000 bytes"):
-        files.download(server.url, path, md5)
+        files.download(server.url, path, md5, "md5")
     assert not path.exists()
     server.cut = None
-    files.download(server.url, path, md5)
+    files.download(server.url, path, md5, "md5")
     assert path.read_bytes() == server.content
     assert server.ranges == [None, "bytes=100000-"]
     assert list(path.parent.iterdir()) == [path]
@@ -251,28 +211,28 @@ def test_download_goes_on_where_it_was_cut_off(server, tmp_path):
 def test_a_server_that_cannot_resume_sends_it_all_again(server, tmp_path):
     server.content, server.resumes = b"all of it", False
     (tmp_path / "file.part").write_bytes(server.content[:4])
-    files.download(server.url, tmp_path / "file", hashlib.md5(server.content).hexdigest())
+    files.download(server.url, tmp_path / "file", hashlib.md5(server.content).hexdigest(), "md5")
     assert (tmp_path / "file").read_bytes() == server.content
 
 
 def test_download_whose_last_byte_was_there_already(server, tmp_path):
     server.content = b"all of it"
     (tmp_path / "file.part").write_bytes(server.content)
-    files.download(server.url, tmp_path / "file", hashlib.md5(server.content).hexdigest())
+    files.download(server.url, tmp_path / "file", hashlib.md5(server.content).hexdigest(), "md5")
     assert (tmp_path / "file").read_bytes() == server.content
 
 
 def test_wrong_bytes_are_deleted(server, tmp_path):
     server.content = b"an error page, perhaps"
     with pytest.raises(BadInput, match="other bytes than expected"):
-        files.download(server.url, tmp_path / "file", hashlib.md5(b"the file").hexdigest())
+        files.download(server.url, tmp_path / "file", hashlib.md5(b"the file").hexdigest(), "md5")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_server_writes_nothing(server, tmp_path):
     server.http.server_close()
     with pytest.raises(BadInput, match="cannot download"):
-        files.download(server.url.replace("http", "nothing"), tmp_path / "new" / "file", "")
+        files.download(server.url.replace("http", "nothing"), tmp_path / "new" / "file", "", "md5")
     assert list(tmp_path.iterdir()) == []
 
 

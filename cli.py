@@ -11,15 +11,23 @@ import torch
 from data import DATASETS
 from files import BadInput
 
+ATTACKS = ["loss", "sima", "pia", "secmi"]  # --attack's default: what takes minutes for a whole study on a laptop
 
-def parser(description: str, example: str, runs: str | None = None) -> argparse.ArgumentParser:
-    """An argument parser with the flags that every script takes; with `runs` "+", --run names one or more."""
+
+def plain_parser(description: str, example: str) -> argparse.ArgumentParser:
+    """An argument parser whose errors are one line, with the flag that all that computes takes."""
     result = argparse.ArgumentParser(description=description, epilog=f"example: {example}")
     result.error = lambda message: fail(f"{message} (--help lists all flags)")
+    result.add_argument("--device", type=device, default="auto", help="cpu, cuda, mps (default: cuda if there is one)")
+    return result
+
+
+def parser(description: str, example: str, runs: str | None = None) -> argparse.ArgumentParser:
+    """The same with the flags that every script about a run takes; with `runs` "+", --run names one or more."""
+    result = plain_parser(description, example)
     result.add_argument("--dataset", choices=DATASETS, default="cifar10", help="default: %(default)s")
     result.add_argument("--run", type=Path, nargs=runs, help="directory of the run's models (default: runs/DATASET)")
     result.add_argument("--data-dir", help="where CIFAR-10 is, or is downloaded to (default: data/)")
-    result.add_argument("--device", type=device, default="auto", help="cpu, cuda, mps (default: cuda if there is one)")
     return result
 
 

@@ -1,0 +1,307 @@
+"""fid.py: Inception-v3 and the Fréchet distance, against values that torchvision, pytorch-fid and scipy gave.
+
+The weights are random, and drawn anew for the tests: what torchvision 0.29.1 and pytorch-fid 0.3.0 make of the same
+weights and images, evaluated in float64, is written down below.
+"""
+
+import hashlib
+import re
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fid
+from files import BadInput
+
+
+def random_weights(network, seed=0):
+    """A state_dict whose every tensor depends on its name and shape alone, and through which numbers keep their size."""
+    state = {}
+    for key, tensor in network.state_dict().items():
+        random = np.random.RandomState([seed, zlib.crc32(key.encode())])
+        if key.endswith("num_batches_tracked"):
+            values = np.array(0)
+        elif tensor.ndim > 1:
+            values = random.standard_normal(tensor.shape) * (2 / np.prod(tensor.shape[1:])) ** 0.5
+        elif key.endswith(("running_var", "bn.weight")):
+            values = random.uniform(0.5, 1.5, tensor.shape)
+        else:
+            values = 0.1 * random.standard_normal(tensor.shape)
+        state[key] = torch.from_numpy(np.asarray(values, np.int64 if key.endswith("tracked") else np.float32))
+    return state
+
+
+IMAGES = torch.from_numpy(np.random.RandomState(0).randint(0, 256, (2, 3, 20, 24)).astype(np.uint8))
+FEATURES = {  # every 293rd, and the norm of all
+    "torchvision": (
+        [[1.481322919, 0.204585332, 17.698702859, 4.416437253, 4.109564585, 5.787120791, 4.532630346],
+         [1.247388739, 0.168561860, 17.615995488, 3.991616633, 3.729962137, 5.633528952, 4.609743730]],
+        [252.072530119, 250.801032565],
+    ),
+    "literature": (
+        [[1.756615318, 0.285605946, 18.313888621, 4.779633063, 4.311409320, 6.060736009, 4.748750256],
+         [1.520231685, 0.245936448, 18.228649707, 4.195943807, 3.971426806, 5.948034398, 4.794412364]],
+        [269.632461232, 269.169948489],
+    ),
+}  # fmt: skip
+LOGITS = [245.00815830501017, 243.90560780101094]  # torchvision's, their norm
+KEYS = {  # SHA-256 of their names and shapes
+    "torchvision": (580, "4c9e13f64584de741d008cd24d3aae249cd3871df374ba3da192ffb031ba7376"),
+    "literature": (566, "760681d791cb624e1bf7a2e802a68933dd17aa5e3109fcf498d9dfa521bc10d7"),
+}
+NETWORKS = pytest.mark.parametrize("network", ["torchvision", "literature"])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """{network: a file of random weights}"""
+    paths = {network: tmp_path_factory.mktemp("weights") / f"{network}.pth" for network in FEATURES}
+    for network, path in paths.items():
+        torch.save(random_weights(fid.InceptionV3(network == "literature")), path)
+    return paths
+
+
+# --- the network ---
+
+
+@NETWORKS
+def test_weights_have_the_names_and_shapes_of_the_published_files(network):
+    state = fid.InceptionV3(network == "literature").state_dict()
+    keys = sorted(f"{key} {tuple(tensor.shape)}" for key, tensor in state.items())
+    assert (len(keys), hashlib.sha256("\n".join(keys).encode()).hexdigest()) == KEYS[network]
+
+
+@NETWORKS
+def test_features_are_those_of_torchvision_and_pytorch_fid(network, weights):
+    inception = fid.load(weights[network])
+    assert inception.weights == f"{network} {hashlib.sha256(weights[network].read_bytes()).hexdigest()[:8]}"
+    found = fid.features(inception, IMAGES)
+    some, norms = FEATURES[network]
+    assert found.shape == (2, 2048) and found.dtype == torch.float32
+    np.testing.assert_allclose(found[:, ::293], some, rtol=1e-5)
+    np.testing.assert_allclose(found.norm(dim=1), norms, rtol=1e-5)
+    # an image's features have nothing to do with those beside it
+    np.testing.assert_allclose(fid.features(inception, IMAGES[1:])[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_logits_are_those_of_torchvision(weights):
+    network = fid.InceptionV3().eval()
+    network.load_state_dict(torch.load(weights["torchvision"], weights_only=True))
+    x = torch.nn.functional.interpolate(IMAGES / 127.5 - 1, (299, 299), mode="bilinear")
+    np.testing.assert_allclose(network(x).detach().norm(dim=1), LOGITS, rtol=1e-5)
+
+
+def test_beside_torchvision_itself(weights):
+    models = pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError)).models
+    theirs = models.inception_v3(weights=None, init_weights=False, aux_logits=True).eval()
+    theirs.load_state_dict(torch.load(weights["torchvision"], weights_only=True))
+    theirs.fc = torch.nn.Identity()
+    with torch.no_grad():
+        expected = theirs(torch.nn.functional.interpolate(IMAGES / 127.5 - 1, (299, 299), mode="bilinear"))
+    difference = fid.features(fid.load(weights["torchvision"]), IMAGES) - expected
+    assert difference.abs().max() < 1e-5 * expected.abs().max()
+
+
+# --- the distance ---
+
+# scipy 1.17.1: |mu1 - mu2|^2 + Tr(cov1 + cov2) - 2 Tr(scipy.linalg.sqrtm(cov1 @ cov2)).real
+DISTANCES = {
+    "full rank": 5.680883835231995,
+    "deficient": 58.74988192749004,
+    "deficient and full": 35.89188746929275,
+    "nearly equal": 0.00037687098686944864,
+}
+
+
+def vectors(kind):
+    """Two sets of vectors in 48 dimensions: the numbers of them decide on the rank of their covariance."""
+    random = np.random.RandomState(0)
+    mix = random.standard_normal((48, 48)) / 48**0.5
+
+    def draw(n):
+        return random.standard_normal((n, 48)) @ mix
+
+    if kind == "nearly equal":
+        x = draw(200)
+        return x, x + 1e-2 * draw(200)
+    n1, n2 = {"full rank": (200, 200), "deficient": (16, 12), "deficient and full": (16, 200)}[kind]
+    return draw(n1), 1.1 * draw(n2) + 0.1
+
+
+def moments(x):
+    return x.mean(0), np.cov(x.T)
+
+
+@pytest.mark.parametrize("kind", DISTANCES)
+def test_distance_is_scipys(kind):
+    x, y = vectors(kind)
+    found = fid.frechet_distance(*moments(x), *moments(y))
+    assert found == pytest.approx(DISTANCES[kind], rel=1e-6)
+    assert fid.frechet_distance(*moments(y), *moments(x)) == pytest.approx(found, rel=1e-9), "either way round"
+
+
+@pytest.mark.parametrize("kind", DISTANCES)
+def test_distance_of_a_set_to_itself_is_nothing(kind):
+    for x in vectors(kind):
+        for scale in (1e-6, 1, 10):
+            distance = fid.frechet_distance(*moments(scale * x), *moments(scale * x))
+            assert 0 <= distance < 1e-6 * min(scale, 1)
+    nothing = np.zeros(48), np.zeros((48, 48))
+    assert fid.frechet_distance(*nothing, *nothing) == 0
+
+
+def test_distance_in_one_dimension_is_the_formula():
+    """(mu1 - mu2)^2 + (sigma1 - sigma2)^2, and with 0 for one of the sigmas."""
+    one = [torch.tensor([3.0]), torch.tensor([[4.0]])]
+    assert fid.frechet_distance(*one, torch.tensor([1.0]), torch.tensor([[9.0]])) == pytest.approx(4 + 1)
+    assert fid.frechet_distance(*one, torch.tensor([1.0]), torch.tensor([[0.0]])) == pytest.approx(4 + 4)
+
+
+def test_distance_of_many_features_and_few_images():
+    """As many features as Inception's, of 60 images: what the distance is follows from 60 x 60 matrices alone."""
+    random = np.random.RandomState(1)
+    x, y = random.standard_normal((60, 2048)), random.standard_normal((60, 2048)) * 1.2 + 0.1
+    a, b = ((v - v.mean(0)) / 59**0.5 for v in (x, y))
+    traces = np.square(a).sum() + np.square(b).sum() - 2 * np.linalg.norm(a @ b.T, "nuc")
+    expected = np.square(x.mean(0) - y.mean(0)).sum() + traces
+    assert fid.frechet_distance(*moments(x), *moments(y)) == pytest.approx(expected, rel=1e-9)
+    assert fid.frechet_distance(*moments(x), *moments(x)) < 1e-6
+
+
+@pytest.mark.parametrize("sizes", [[200], [1, 199], [70, 1, 1, 128], [1] * 200])
+def test_mean_and_covariance_in_batches_of_any_size(sizes):
+    x = vectors("full rank")[0] + 1000  # far from zero, where sums of squares lose their digits
+    mean, cov = fid.mean_and_covariance(torch.from_numpy(x).split(sizes))
+    np.testing.assert_allclose(mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(cov, np.cov(x.T), rtol=1e-9, atol=1e-11)
+
+
+def test_a_covariance_needs_two_vectors_of_numbers():
+    for few in ([], [torch.ones(1, 4)]):
+        with pytest.raises(ValueError, match="two images at least"):
+            fid.mean_and_covariance(few)
+    with pytest.raises(ValueError, match="no finite numbers"):
+        fid.mean_and_covariance([torch.ones(3, 4), torch.full((2, 4), torch.nan)])
+
+
+# --- two folders ---
+
+
+def call(monkeypatch, capsys, *flags):
+    monkeypatch.setattr(sys, "argv", ["fid.py", "--device", "cpu", *map(str, flags)])
+    fid.main()
+    return capsys.readouterr().out
+
+
+def photographs(folder, n, size=(12, 10), seed=0):
+    folder.mkdir()
+    for i in range(n):
+        pixels = np.random.RandomState([seed, i]).randint(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def test_fid_of_two_folders(tmp_path, monkeypatch, capsys, weights):
+    a, b = photographs(tmp_path / "a", 5), photographs(tmp_path / "b", 4, seed=1)
+    (a / "notes.txt").write_text("no image")
+    Image.open(b / "0.png").convert("L").save(b / "grey.JPG")
+    inception = fid.load(weights["literature"])
+    sets = []
+    for folder in (a, b):
+        images = [Image.open(path).convert("RGB") for path in folder.iterdir() if path.suffix != ".txt"]
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        sets.append(moments(fid.features(inception, pixels).double().numpy()))
+    expected = fid.frechet_distance(*sets[0], *sets[1])
+    out = call(monkeypatch, capsys, a, b, "--inception-weights", weights["literature"], "--batch", 2)
+    found = re.fullmatch(r"FID \(literature [0-9a-f]{8}\) of 5 and 5 images: ([\d.]+)\n", out)
+    assert float(found[1]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_images_come_in_order_and_from_every_mode(tmp_path):
+    colour = np.arange(4 * 6 * 3).astype(np.uint8).reshape(4, 6, 3)
+    Image.fromarray(colour).save(tmp_path / "b.png")
+    Image.fromarray(colour[..., 0]).save(tmp_path / "c.tif")
+    Image.fromarray(np.dstack([colour, np.full((4, 6), 9, np.uint8)])).save(
+        tmp_path / "a.webp", lossless=True, exact=True
+    )
+    paths = fid.image_files(tmp_path)
+    assert [path.name for path in paths] == ["a.webp", "b.png", "c.tif"]
+    a, b, c = torch.cat(list(fid.read_images(paths, 2)))
+    assert torch.equal(b, torch.from_numpy(colour).permute(2, 0, 1)) and torch.equal(a, b)
+    assert torch.equal(c, b[:1].expand(3, -1, -1))
+
+
+def test_refusals(tmp_path, monkeypatch, capsys, weights):
+    two, one = photographs(tmp_path / "two", 2), photographs(tmp_path / "one", 1)
+    mixed, broken = photographs(tmp_path / "mixed", 3), photographs(tmp_path / "broken", 3)
+    Image.new("RGB", (16, 10)).save(mixed / "1.png")
+    (broken / "2.png").write_bytes((broken / "2.png").read_bytes()[:60])
+    (tmp_path / "empty").mkdir()
+    files = {name: tmp_path / f"{name}.pth" for name in ("truncated", "text", "other", "list", "nan")}
+    files["truncated"].write_bytes(weights["literature"].read_bytes()[:1_000_000])
+    files["text"].write_text("weights")
+    torch.save({"fc.bias": torch.zeros(1000)}, files["other"])
+    torch.save([1, 2], files["list"])
+    state = torch.load(weights["literature"], weights_only=True)
+    state["Mixed_7c.branch1x1.bn.bias"] *= torch.nan
+    torch.save(state, files["nan"])
+    for folder, message in {
+        mixed: r"mixed/1.png has 16x10 pixels, 0.png 12x10: a FID is of images of one size",
+        broken: r"broken/2.png is no image that Pillow can read",
+        one: r"one holds 1 images .*; a FID takes two at least",
+        tmp_path / "empty": r"empty holds 0 images",
+        tmp_path / "gone": r"gone is no folder",
+        two / "0.png": r"0.png is no folder",
+    }.items():
+        for pair in ((two, folder), (folder, two)):
+            with pytest.raises(BadInput, match=message):
+                call(monkeypatch, capsys, *pair, "--inception-weights", weights["torchvision"])
+    not_one = "is not a file of Inception-v3's weights, torchvision's or the literature's"
+    for name, message in {
+        "truncated": f"truncated.pth {not_one}: torch cannot read it as plain data",
+        "text": f"text.pth {not_one}: torch cannot read",
+        "other": f"other.pth {not_one}: it holds other tensors",
+        "list": f"list.pth {not_one}: it holds a list",
+        "nan": "no FID of .*two: Inception's features are no finite numbers; its weights cannot be right",
+    }.items():
+        with pytest.raises(BadInput, match=message):
+            call(monkeypatch, capsys, two, two, "--inception-weights", files[name])
+    with pytest.raises(BadInput, match="nowhere.pth does not exist"):
+        call(monkeypatch, capsys, two, two, "--inception-weights", tmp_path / "nowhere.pth")
+
+
+# --- weights from afar ---
+
+
+@NETWORKS
+def test_weights_are_downloaded_once_and_checked(network, weights, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    name = fid.WEIGHTS[network].rpartition("/")[2]
+    assert re.fullmatch(r".*-(0cc3c7bd|6726825d)\.pth", name), "as published"
+    path = tmp_path / "hub" / "checkpoints" / name
+    server.content = b"an error page"
+    monkeypatch.setitem(fid.WEIGHTS, network, f"{server.url.rpartition(chr(47))[0]}/{name}")
+    with pytest.raises(BadInput, match="sent other bytes than expected"):
+        fid.load(network)
+    assert list(path.parent.iterdir()) == []
+
+    server.content = weights[network].read_bytes()
+    name = name[:-12] + hashlib.sha256(server.content).hexdigest()[:8] + ".pth"
+    monkeypatch.setitem(fid.WEIGHTS, network, f"{server.url.rpartition(chr(47))[0]}/{name}")
+    server.cut = 10_000_000
+    with pytest.raises(BadInput, match=f"closed after 10,000,000 of .* put it at {path.parent}/"):
+        fid.load(network)
+    server.cut = None
+    asked = len(server.ranges)
+    for _ in range(2):
+        assert fid.load(network).weights == f"{network} {name[-12:-4]}"
+    assert server.ranges[asked:] == ["bytes=10000000-"]
+    assert [file.name for file in path.parent.iterdir()] == [name]
+    with open(path.parent / name, "ab") as file:
+        file.write(b"!")
+    with pytest.raises(BadInput, match="is damaged: its SHA-256 is not .*; delete it and fetch it again"):
+        fid.load(network)

@@ -1,12 +1,14 @@
 """Attack every model of a run, and write how well each attack tells members from non-members.
 
-    python evaluate.py --attack pia        python evaluate.py --memorization
+    python evaluate.py --attack pia        python evaluate.py --memorization        python evaluate.py --fid
 
 It prints a table and leaves it in the run's directory, with figures: table.md, results.json, epochs.json, *.png.
 Given several runs that differ in their seed, it writes the mean and the range over these trainings. An AUC of
 0.5 is a coin toss, 1 a certain attacker; metrics.py says what the two protocols are. Where there is a reference
 model, each attack is made a second time with it, as ATTACK-ref. With --memorization no model is attacked, but
-each generates images, and how many are copies of training images goes into memorization.md, .json and .png.
+each generates images, and how many are copies of training images goes into memorization.md, .json and .png. With
+--fid, how far what they generate is from the members, and from held-out images, goes into fid.md and fid.json; given
+an --attack too, into columns of its table.
 """
 
 import argparse
@@ -22,15 +24,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import attacks
 import checkpoint
 import cli
-import data
+import fid
 import figures
 import metrics
-from dualmd import sample
 from files import BadInput, atomic_write, require_writable
 from memorization import is_copy, nearest
 from targets import RULES, TARGETS, Training, require_comparable
@@ -38,7 +38,6 @@ from targets import RULES, TARGETS, Training, require_comparable
 # the timesteps at which SecMI's and PIA's authors attack CIFAR-10, and ReDiffuse's; the others, where PIA does
 PUBLISHED_T = {"loss": 200, "sima": 200, "pia": 200, "pian": 200, "secmi": 100, "secmi_nn": 100, "rediffuse": 200}
 PUBLISHED_T |= {"gradient": 200}
-DEFAULT = ["loss", "sima", "pia", "secmi"]  # what takes minutes for a whole study on a laptop
 GRID = [50, 100, 150, 200, 250, 300]  # the adaptive attacker's choice; of DualMD, A and B answer at three each
 
 
@@ -48,14 +47,16 @@ def main() -> None:
         "--attack",
         choices=[*attacks.HOLDS, "all"],
         nargs="+",
-        default=DEFAULT,
-        help=f"one or more, or all of them (default: {' '.join(DEFAULT)})",
+        help=f"one or more, or all of them (default: {' '.join(cli.ATTACKS)})",
     )
     parser.add_argument("--t", type=int, help="timestep of the published protocol (default: each attack's own)")
     parser.add_argument("--grid", type=int, nargs="+", default=GRID, help="timesteps of the adaptive one: %(default)s")
     parser.add_argument("--reference", type=Path, help="the attacker's own model (default: each run's reference.pt)")
-    parser.add_argument("--memorization", action="store_true", help="generate images, and look for copies")
-    parser.add_argument("--n", type=cli.natural, default=256, help="images to generate, a model (default: %(default)s)")
+    generating = parser.add_mutually_exclusive_group()
+    generating.add_argument("--memorization", action="store_true", help="generate images, and look for copies")
+    generating.add_argument("--fid", action="store_true", help="generate images, and measure their quality")
+    fid.add_weights(parser)
+    parser.add_argument("--n", type=cli.natural, help="images to generate, a model (default: as many as members)")
     parser.add_argument("--batch", type=cli.natural, default=64, help="images at a time (default: %(default)s)")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of the attacker's noise (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="directory to write into (default: the run's, or that of all runs)")
@@ -65,9 +66,15 @@ def main() -> None:
     out = args.out or (runs[0] if len(runs) == 1 else Path(os.path.commonpath([run.absolute() for run in runs])))
     trainings = [Training(run, args, reference=args.reference) for run in runs]
     require_comparable(trainings)
+    inception = fid.load(args.inception_weights, args.device) if args.fid else None
     if not args.print_only:
         require_writable(out)
-    (memorization if args.memorization else membership)(trainings, args, out)
+    if args.memorization:
+        memorization(trainings, args, out)
+    elif args.fid and not args.attack:
+        quality(trainings, inception, args, out)
+    else:
+        membership(trainings, inception, args, out)
 
 
 def require_references(trainings: list[Training]) -> bool:
@@ -84,28 +91,32 @@ def require_references(trainings: list[Training]) -> bool:
 # --- membership inference -------------------------------------------------------------------------
 
 
-def membership(trainings: list[Training], args: argparse.Namespace, out: Path) -> None:
+def membership(
+    trainings: list[Training], inception: fid.InceptionV3 | None, args: argparse.Namespace, out: Path
+) -> None:
     """The table of every target, every attack, both protocols; and all that is drawn from it."""
     has_reference = require_references(trainings)
-    chosen = [attack for attack in attacks.HOLDS if attack in args.attack or "all" in args.attack]
+    asked = args.attack or cli.ATTACKS
+    chosen = [attack for attack in attacks.HOLDS if attack in asked or "all" in asked]
     fixed = {attack: PUBLISHED_T[attack] if args.t is None else args.t for attack in chosen}
     grid = {attack: sorted({*args.grid, t}) for attack, t in fixed.items()}
 
-    lines, rows, curves, histograms = heading(trainings, MEMBERSHIP), [], {}, {}
+    table = [*MEMBERSHIP[:2], *(FID_COLUMNS if inception else []), *MEMBERSHIP[2:]]
+    lines, rows, curves, histograms = heading(trainings, table, inception), [], {}, {}
     print(*lines, sep="\n", flush=True)
     for target in TARGETS:
         attacked = [training for training in trainings if target in training.targets]
         possible = {attack: grid[attack] for attack in chosen if attacks.HOLDS[attack] in TARGETS[target].gives}
-        held_out_losses = [training.held_out_loss(target) for training in attacked]
+        costs = [cost(training, target, inception, args) for training in attacked]
         scores = {False: [training.scores(target, possible) for training in attacked]}
         if has_reference:
             scores[True] = [training.scores(target, possible, calibrate=True) for training in attacked]
         for attack in possible if attacked else []:
             for calibrated, each in scores.items():
                 label, new = attack + ("-ref" if calibrated else ""), []
-                for training, held_out_loss, score in zip(attacked, held_out_losses, each, strict=True):
+                for training, its_cost, score in zip(attacked, costs, each, strict=True):
                     found = {"model": target, "attack": label, "holds": attacks.HOLDS[attack]}
-                    found |= {"held_out_loss": held_out_loss} | provenance(training)
+                    found |= its_cost | provenance(training)
                     try:
                         its, curve, pair = judge(attack, *score[attack], grid[attack], fixed[attack], args)
                     except ValueError as error:
@@ -114,7 +125,7 @@ def membership(trainings: list[Training], args: argparse.Namespace, out: Path) -
                     curves.setdefault((label, target), []).append(curve)
                     histograms.setdefault((label, target), pair)
                 rows += new
-                lines.append(columns(table_row(new), MEMBERSHIP))
+                lines.append(columns(table_row(new), table))
                 print(lines[-1], flush=True)
     closing = ["", *overview(rows)]
     print(*closing, sep="\n")
@@ -213,7 +224,8 @@ def memorization(trainings: list[Training], args: argparse.Namespace, out: Path)
         new = []
         for training in [training for training in trainings if target in training.targets]:
             members, nonmembers = (training.images[indices] for indices in training.indices(target))
-            generated = generate(training, TARGETS[target].models[0], args)
+            n = args.n or len(members)
+            generated = training.generated(target, n)
             found, which = nearest(generated, members)
             control, _ = nearest(generated, nonmembers)
             copies, of_b = is_copy(found), torch.isin(training.indices(target)[0][which[:, 0]], training.first.split.b)
@@ -224,7 +236,7 @@ def memorization(trainings: list[Training], args: argparse.Namespace, out: Path)
                 "of_nonmembers": is_copy(control),
                 "nearer_to_members": found[:, 0] < control[:, 0],
             }
-            row = {"model": target, "n": args.n} | {key: share.float().mean().item() for key, share in shares.items()}
+            row = {"model": target, "n": n} | {key: share.float().mean().item() for key, share in shares.items()}
             ratio = (found[:, 0] / found[:, 1]).nan_to_num(1)  # two copies of one training image: 0 / 0
             row |= {"smallest_ratio": ratio.min().item(), "median_ratio": ratio.median().item()}
             new.append(row | provenance(training))
@@ -240,18 +252,40 @@ def memorization(trainings: list[Training], args: argparse.Namespace, out: Path)
         print(f"table and closest pairs are in {out}/")
 
 
-def generate(training: Training, name: str, args: argparse.Namespace) -> Tensor:
-    """uint8 images (n, 3, H, W) from one eps model of a run; every model starts from the same noise."""
-    generator = torch.Generator().manual_seed(cli.seed_for(args.seed, "memorization"))
-    parts = []
-    with tqdm(total=args.n, desc=f"images of {name}", unit="img", leave=False) as bar:
-        while len(parts) * args.batch < args.n:
-            shape = (min(args.batch, args.n - len(parts) * args.batch), *training.images.shape[1:])
-            schedule = training.first.noise_schedule()
-            x = sample(training.asked[name], schedule, shape, generator=generator, device=args.device)
-            parts.append(data.to_uint8(x.cpu()))
-            bar.update(len(x))
-    return torch.cat(parts)
+# --- quality --------------------------------------------------------------------------------------
+
+
+def quality(trainings: list[Training], inception: fid.InceptionV3, args: argparse.Namespace, out: Path) -> None:
+    """The table of how far what each model generates is from its members, and from images that no model saw."""
+    lines, rows = heading(trainings, QUALITY, inception), []
+    print(*lines, sep="\n", flush=True)
+    generating = [target for target in TARGETS if len(TARGETS[target].models) == 1]
+    for target in ["real held-out", *generating]:
+        new = []
+        for training in trainings:
+            if target == "real held-out":
+                found = {"held_out_loss": None, "n": len(training.indices(training.targets[0])[1])}
+                found |= {"fid_members": training.fid_of_real(inception), "fid_held_out": None}
+                new.append({"model": target} | found | {"fid_weights": inception.weights} | provenance(training))
+            elif target in training.targets:
+                new.append({"model": target} | cost(training, target, inception, args) | provenance(training))
+        if new:
+            rows += new
+            lines.append(columns(quality_row(new), QUALITY))
+            print(lines[-1], flush=True)
+    if not args.print_only:
+        write(out, {"fid.md": lines, "fid.json": rows})
+        print(f"table is in {out}/")
+
+
+def cost(training: Training, target: str, inception: fid.InceptionV3 | None, args: argparse.Namespace) -> dict:
+    """What the defence costs: the loss on held-out images and, given Inception, FIDs of what the target generates."""
+    found = {"held_out_loss": training.held_out_loss(target)}
+    if inception:
+        n = args.n or len(training.indices(target)[0])
+        to_members, to_held_out = training.fids(target, n, inception)
+        found |= {"n": n, "fid_members": to_members, "fid_held_out": to_held_out, "fid_weights": inception.weights}
+    return found
 
 
 # --- what is written --------------------------------------------------------------------------------
@@ -286,6 +320,8 @@ def commit() -> str | None:
 
 # names and widths of the columns; {} is what the brackets hold
 JUDGED = [("ASR", 5), ("@1%", 5), ("@0.1%", 5)]
+FID_COLUMNS = [("FID to members", 20), ("FID to held-out", 20)]
+QUALITY = [("model", 17), ("held-out", 8), ("images", 6), *FID_COLUMNS]
 MEMBERSHIP = [("model", 17), ("held-out", 8), ("attack", 13), ("holds", 11)]
 MEMBERSHIP += [("published {}", 17), *JUDGED, ("adaptive {}", 17), ("t", 9), *JUDGED]
 MEMORIZATION = [("model", 17), ("images", 6), ("copies {}", 17), ("of A", 5), ("of B", 5), ("of non-members", 14)]
@@ -293,7 +329,7 @@ MEMORIZATION += [("nearer to members", 17), ("median d1/d2", 12), ("smallest", 8
 Table = list[tuple[str, int]]
 
 
-def heading(trainings: list[Training], table: Table) -> list[str]:
+def heading(trainings: list[Training], table: Table, inception: fid.InceptionV3 | None = None) -> list[str]:
     """What stands above the rows: what was looked at, and the columns' names."""
     first = trainings[0].first
     runs = ", ".join(str(training.run) for training in trainings)
@@ -302,6 +338,7 @@ def heading(trainings: list[Training], table: Table) -> list[str]:
     brackets = "[95 %]" if len(trainings) == 1 else "[range]"
     return [
         f"{runs}: {first.dataset['name']} at {size}x{size}, {count:,} members, {count:,} non-members, seed {seeds}",
+        *([f"FID by Inception weights: {inception.weights}"] if inception else []),
         "",
         columns([name.format(brackets) for name, _ in table], table),
         columns(["-" * width for _, width in table], table),
@@ -315,7 +352,10 @@ def columns(cells: list[str], table: Table) -> str:
 
 def table_row(rows: list[dict]) -> list[str]:
     """A target under an attack: of one training the AUCs with their 95 % intervals, of several mean and range."""
-    cells = [rows[0]["model"], f"{mean(rows, 'held_out_loss'):.4f}", rows[0]["attack"], rows[0]["holds"]]
+    cells = [rows[0]["model"], f"{mean(rows, 'held_out_loss'):.4f}"]
+    once = [row for row in rows if row["protocol"] == "published"]  # of each training one
+    cells += [fids(once, key) for key in ("fid_members", "fid_held_out") if key in rows[0]]
+    cells += [rows[0]["attack"], rows[0]["holds"]]
     for protocol in ("published", "adaptive"):
         its = [row for row in rows if row["protocol"] == protocol]
         cells.append(with_range([row["auc"] for row in its], its[0]["auc_95"]))
@@ -332,6 +372,24 @@ def memorization_row(rows: list[dict]) -> list[str]:
     for key in ("of_a", "of_b", "of_nonmembers", "nearer_to_members", "median_ratio"):
         cells.append(f"{mean(rows, key):.3f}")
     return [*cells, f"{min(row['smallest_ratio'] for row in rows):.3f}"]
+
+
+def quality_row(rows: list[dict]) -> list[str]:
+    held_out = "–" if rows[0]["held_out_loss"] is None else f"{mean(rows, 'held_out_loss'):.4f}"
+    return [
+        rows[0]["model"],
+        held_out,
+        f"{rows[0]['n']:,}",
+        *(fids(rows, key) for key in ("fid_members", "fid_held_out")),
+    ]
+
+
+def fids(rows: list[dict], key: str) -> str:
+    """A FID; of several trainings mean and range."""
+    values = [row[key] for row in rows]
+    if values[0] is None:
+        return "–"
+    return f"{np.mean(values):.2f}" + (f" [{min(values):.1f} {max(values):.1f}]" if len(values) > 1 else "")
 
 
 def overview(rows: list[dict]) -> list[str]:

@@ -20,6 +20,7 @@ import torch
 
 import checkpoint
 import cli
+import fid
 from files import BadInput
 
 # Members and epochs by dataset and preset, so that the undefended model learns its members by heart, and no longer.
@@ -53,27 +54,51 @@ def main() -> None:
     parser.add_argument("--members", type=cli.natural, help="images of A and B together (default: see SIZES)")
     parser.add_argument("--epochs", type=cli.natural, help="of every training (default: see SIZES)")
     parser.add_argument("--seeds", type=cli.natural, default=1, help="trainings of everything (default: %(default)s)")
-    parser.add_argument("--attack", nargs="+", help="as of evaluate.py; all of them take long (default: evaluate.py's)")
-    parser.add_argument("--n", type=cli.natural, default=100, help="images to find copies among (default: %(default)s)")
+    parser.add_argument(
+        "--attack",
+        nargs="+",
+        default=cli.ATTACKS,
+        help=f"as of evaluate.py; all of them take long (default: {' '.join(cli.ATTACKS)})",
+    )
+    fid.add_weights(parser, default=None)
+    parser.add_argument("--n", type=cli.natural, help="images to generate, a model (default: as many as members)")
     parser.add_argument("--snapshots", type=cli.natural, default=8, help="points of epochs.png (default: %(default)s)")
     args = parser.parse_args()
 
     began = time.monotonic()
     cores = torch.get_num_threads() if args.device.type == "cpu" else 1  # on a GPU one command at a time
-    jobs = study(args, cores)
+    without_fid = reason_without_fid(args)
+    jobs = study(args, cores, with_fid=not without_fid)
     for job in jobs:
         for model in [path for path in job.makes if path.suffix == ".pt" and path.exists()]:
             require_same_study(model, {"name": args.dataset} | sizes(args))
     print(f"{cli.run_directory(args)}/: {len(jobs)} commands, as many at a time as {cores} core(s) allow:\n")
     for job in jobs:
         print(f"  {job}{'  # done already' if job.done else ''}")
+    if without_fid:
+        print(f"\nFID is left out: {without_fid}")
     print(flush=True)
     run_all([job for job in jobs if not job.done], cores, args.device.type == "cpu")
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     print(f"{minutes} min {seconds} s")
 
 
-def study(args: argparse.Namespace, cores: int) -> list[Job]:
+def reason_without_fid(args: argparse.Namespace) -> str | None:
+    """Why there is no FID in this study; None where there is one. Weights that were asked for have to be there."""
+    if args.inception_weights is None:
+        path = fid.weights_path("torchvision")
+        if args.dataset == "toy" and not path.exists():  # nothing is downloaded for a demonstration
+            return f"there is no {path}; with --inception-weights torchvision it is downloaded (104 MB)"
+        try:
+            fid.load("torchvision")
+        except BadInput as error:
+            return str(error)
+    else:
+        fid.load(args.inception_weights)
+    return None
+
+
+def study(args: argparse.Namespace, cores: int, with_fid: bool) -> list[Job]:
     """All commands, in an order in which one could run them one by one."""
     root, jobs = cli.run_directory(args), []
     runs = [root / f"seed-{seed}" for seed in range(args.seeds)]
@@ -103,13 +128,16 @@ def study(args: argparse.Namespace, cores: int) -> list[Job]:
                 teachers = [model["A"], model["B"]] if name == "dual" else [model[name]]
                 grid = run / f"samples-{name}.png"
                 add("sample.py", "--model", name, "--n", 16, "--run", run, needs=teachers, makes=[grid])
-    everything = [path for job in jobs for path in job.makes]
     all_runs = ["--run", *runs, "--out", root]
-    generating = [path for path in everything if path.suffix == ".pt" and path.stem != "reference"]
-    table = root / "memorization.md"
-    add("evaluate.py", "--memorization", "--n", args.n, *all_runs, needs=generating, makes=[table])
-    chosen = ["--attack", *args.attack] if args.attack else []
-    add("evaluate.py", *chosen, *all_runs, needs=everything, cores=cores)
+    models = [path for job in jobs for path in job.makes if path.suffix == ".pt"]
+    generating = [path for path in models if path.stem != "reference"]
+    n = flags(n=args.n)
+    add("evaluate.py", "--memorization", *n, *all_runs, needs=generating, makes=[root / "memorization.md"])
+    fids = ["--fid", *n, *flags(inception_weights=args.inception_weights)] if with_fid else []
+    if with_fid:  # after --memorization, from the images that it has kept
+        add("evaluate.py", *fids, *all_runs, needs=[root / "memorization.md"], makes=[root / "fid.md"])
+    everything = [path for job in jobs for path in job.makes]
+    add("evaluate.py", "--attack", *args.attack, *fids, *all_runs, needs=everything, cores=cores)
     return jobs
 
 

@@ -1,13 +1,13 @@
-"""What is attacked: the targets that a run's models make up, and the scores that attacks give its images."""
+"""What is judged: the targets that a run's models make up, the scores of attacks on them, the images they generate."""
 
 import argparse
 import functools
 import hashlib
-import zipfile
+import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ import checkpoint
 import cli
 import data
 import dualmd
+import fid
 import unet
-from dualmd import DualMD, EpsModel, NoiseSchedule
-from files import BadInput, atomic_write
+from dualmd import DualMD, EpsModel, NoiseSchedule, sample
+from files import BadInput, keep, key_of, read_kept
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,14 @@ TARGETS = {
 }
 RULES = "max", "sum"  # of a target of two models: what attacks.of_both makes of their scores
 HELD_OUT_T = list(range(50, 1000, 100))  # the held-out loss is the mean over these
+SAVE_EVERY = 60  # seconds after which generated images are kept, though there are more to come
 
 
 class Training:
-    """One run directory and what can be attacked in it. Scores are kept in its scores/, and computed only once.
+    """One run directory and what can be judged in it.
 
-    `reference` names the checkpoint of a reference model; by default it is the run's own, if there is one.
+    Scores are computed only once, and kept in its scores/; generated images in generated/, what Inception makes of
+    images in fid/. They are good for as long as nothing changes that they depend on, the code included. `reference` names the checkpoint of a reference model; by default it is the run's own, if there is one.
     """
 
     def __init__(
@@ -116,15 +119,67 @@ class Training:
         _, nonmembers = self.scores(target, {"loss": HELD_OUT_T})["loss"]
         return -nonmembers.mean().item()
 
+    def generated(self, target: str, n: int) -> Tensor:
+        """uint8 images (n, 3, H, W) that a target generates; all targets start from the same noise."""
+        (name,) = TARGETS[target].models
+        path, key = self.run / "generated" / f"{name}.npz", self._key(name, dualmd, unet, data)
+        images = torch.empty((n, *self.images.shape[1:]), dtype=torch.uint8)
+        kept = read_kept(path, key).get("images", images[:0])[:n]  # of a run that was cut off, or a smaller n
+        images[: len(kept)] = torch.as_tensor(kept)
+        generator = torch.Generator().manual_seed(cli.seed_for(self.args.seed, "memorization"))
+        saved = time.monotonic()
+        with tqdm(total=n, initial=len(kept), desc=f"images of {name}", unit="img", leave=False) as bar:
+            for first in range(0, n, self.args.batch):
+                rows = images[first : first + self.args.batch]
+                if (end := first + len(rows)) <= len(kept):
+                    torch.randn(rows.shape, generator=generator)  # theirs, and what follows has its own
+                    continue
+                schedule, device = self.first.noise_schedule(), self.args.device
+                x = sample(self.asked[name], schedule, rows.shape, generator=generator, device=device)
+                rows.copy_(data.to_uint8(x.cpu()))
+                bar.update(end - max(first, len(kept)))
+                if end == n or time.monotonic() - saved > SAVE_EVERY:
+                    keep(path, key, images=images[:end].numpy())
+                    saved = time.monotonic()
+        return images
+
+    def fids(self, target: str, n: int, inception: fid.InceptionV3) -> tuple[float, float]:
+        """FID of n images that a target generates to its members, and to as many held-out images."""
+        if target.startswith("DualMD"):
+            target = "DualMD pipeline"
+        members, held_out = self._real(target, inception)
+        generated = self._gaussian(TARGETS[target].models[0], self.generated(target, n), inception)
+        return fid.distance(*generated, *members), fid.distance(*generated, *held_out)
+
+    def fid_of_real(self, inception: fid.InceptionV3) -> float:
+        """FID of the held-out images to the members: what a perfect model would have with as many images."""
+        members, held_out = self._real(self.targets[0], inception)
+        return fid.distance(*held_out, *members)
+
+    def _real(self, target: str, inception: fid.InceptionV3) -> list[fid.Gaussian]:
+        of = f"-of-{TARGETS[target].models[0]}" if target.endswith("alone") else ""
+        both = zip(("members", "held-out"), self.indices(target), strict=True)
+        return [self._gaussian(what + of, self.images[indices], inception) for what, indices in both]
+
+    def _gaussian(self, what: str, images: Tensor, inception: fid.InceptionV3) -> fid.Gaussian:
+        path, key = self.run / "fid" / f"{what}.npz", key_of(images.numpy(), inception.sha256, Path(fid.__file__))
+        kept = read_kept(path, key)
+        if kept:
+            return torch.from_numpy(kept["mean"]), torch.from_numpy(kept["root"])
+        mean, root = fid.gaussian(inception, images.split(self.args.batch), len(images), what)
+        keep(path, key, mean=mean.numpy(), root=root.numpy())
+        return mean, root
+
+    def _key(self, name: str, *modules: ModuleType) -> str:
+        """Of what depends on one eps model, the code in these modules, the dataset and the seed."""
+        models = [self.models[half] for half in "AB"] if name.startswith("dual") else [self.models[name]]
+        weights = [tensor.numpy() for model in models for tensor in model.weights.values()]
+        sources = [Path(module.__file__) for module in modules]
+        return key_of(*weights, *sources, f"{self.first.dataset['sha256']} {self.args.seed}")
+
     def _scores(self, name: str, indices: Tensor, wanted: dict[str, list[int]]) -> dict[str, Tensor]:
         """One eps model's scores (T, N) of these images, from scores/ as far as they are there already."""
-        # they are good for as long as nothing changes that they depend on, the attack's source included
-        models = [self.models[half] for half in "AB"] if name.startswith("dual") else [self.models[name]]
-        depends = [tensor.numpy() for model in models for tensor in model.weights.values()]
-        depends += [Path(module.__file__).read_bytes() for module in (attacks, dualmd, unet)]
-        depends += [indices.numpy(), f"{self.first.dataset['sha256']} {self.args.seed}".encode()]
-        key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in depends)).hexdigest()
-
+        key = key_of(self._key(name, attacks, dualmd, unet), indices.numpy())
         kept = {attack: self.run / "scores" / f"{name.replace(' ', '-')}-{attack}.npz" for attack in wanted}
         found = {attack: read_scores(path, key) for attack, path in kept.items()}
         missing = {attack: [t for t in ts if t not in found[attack]] for attack, ts in wanted.items()}
@@ -135,9 +190,8 @@ class Training:
             for attack in missing:
                 found[attack] |= new[attack]
                 ts = sorted(found[attack])
-                # whoever may not write there can still attack
-                with suppress(BadInput), atomic_write(kept[attack]) as path, open(path, "wb") as file:
-                    np.savez(file, key=key, t=ts, scores=[found[attack][t] for t in ts], image=indices.numpy())
+                scores = [found[attack][t] for t in ts]
+                keep(kept[attack], key, t=ts, scores=scores, image=indices.numpy())
         return {attack: torch.from_numpy(np.stack([found[attack][t] for t in ts])) for attack, ts in wanted.items()}
 
 
@@ -173,13 +227,8 @@ def require_comparable(trainings: Sequence[Training]) -> None:
 
 def read_scores(path: Path, key: str) -> dict[int, np.ndarray]:
     """The scores in a file by timestep; none where it does not exist, or was made from anything else."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if file["key"] == key:
-                return dict(zip(file["t"].tolist(), file["scores"], strict=True))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
-    return {}
+    kept = read_kept(path, key)
+    return dict(zip(kept["t"].tolist(), kept["scores"], strict=True)) if kept else {}
 
 
 def attack_scores(

@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import checkpoint
 import cli
 import data
 import evaluate
+import fid
 import figures
 import metrics
 import targets
@@ -428,13 +430,13 @@ def test_memorization_finds_planted_copies_and_only_those(tmp_path, monkeypatch,
         planted[row] = (small[index].short() + torch.randint(-3, 4, (3, 8, 8))).clamp(0, 255).to(torch.uint8)
     asked = []
 
-    def generate(training, name, args):
-        asked.append((name, args.n))
-        return planted if name == "dual" else new
+    def generated(training, target, n):
+        asked.append((target, n))
+        return planted if target == "DualMD pipeline" else new
 
-    monkeypatch.setattr(evaluate, "generate", generate)
+    monkeypatch.setattr(Training, "generated", generated)
     call(monkeypatch, "--run", tmp_path, "--memorization", "--n", 8)
-    assert asked == [("all", 8), ("dual", 8)], "the leaked weights would generate the same"
+    assert asked == [("undefended", 8), ("DualMD pipeline", 8)], "the leaked weights would generate the same"
     undefended, dual = json.loads((tmp_path / "memorization.json").read_text())
     keys = ("model", "n", "copies", "of_a", "of_b", "of_nonmembers")
     assert [dual[key] for key in keys] == ["DualMD pipeline", 8, 3 / 8, 2 / 8, 1 / 8, 0]
@@ -453,10 +455,169 @@ def test_memorization_finds_planted_copies_and_only_those(tmp_path, monkeypatch,
 
 def test_generated_images_are_the_samplers(tmp_path, small):
     make_run(tmp_path, small)
-    training = Training(tmp_path, evaluate_args())
-    few = evaluate.generate(training, "dual", argparse.Namespace(**vars(evaluate_args(batch=2)) | {"n": 5}))
+    training = Training(tmp_path, evaluate_args(batch=2))
+    few = training.generated("DualMD pipeline", 5)
     assert few.shape == (5, 3, 8, 8) and few.dtype == torch.uint8
     generator = torch.Generator().manual_seed(cli.seed_for(0, "memorization"))
     expected = sample(training.asked["dual"], NoiseSchedule(), (2, 3, 8, 8), generator=generator)
     assert torch.equal(few[:2], data.to_uint8(expected))
     assert len(few.flatten(1).unique(dim=0)) == 5
+
+
+def test_generated_images_are_kept_and_go_on(tmp_path, monkeypatch, small):
+    make_run(tmp_path, small, ["all", "A", "B"])
+    sizes = []
+
+    def spy(eps_model, schedule, shape, **rest):
+        sizes.append(shape[0])
+        if len(sizes) == interrupt_at:
+            raise KeyboardInterrupt
+        return sample(eps_model, schedule, shape, **rest)
+
+    def generate(n, batch=4, seed=0):
+        sizes.clear()
+        return Training(tmp_path, evaluate_args(seed, batch)).generated("undefended", n)
+
+    monkeypatch.setattr(targets, "sample", spy)
+    monkeypatch.setattr(targets, "SAVE_EVERY", 0)
+    interrupt_at = None
+    whole = generate(10)
+    assert sizes == [4, 4, 2]
+    assert torch.equal(generate(10), whole) and not sizes
+    assert torch.equal(generate(3), whole[:3]) and not sizes
+    assert torch.equal(generate(14)[:10], whole) and sizes == [4, 2], "the last batch was not full"
+    assert torch.equal(generate(10), whole) and not sizes, "fewer were asked for, and the others are still there"
+    (tmp_path / "generated" / "all.npz").unlink()
+    interrupt_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        generate(10)
+    interrupt_at = None
+    assert torch.equal(generate(10), whole) and sizes == [2]
+    assert not torch.equal(generate(10, seed=1), whole)
+    other = checkpoint.load(tmp_path / "all.pt")
+    other.weights["head.bias"] += 1
+    checkpoint.save(tmp_path, other)
+    assert not torch.equal(generate(10, seed=1), whole) and sizes == [4, 4, 2]
+
+
+# --- quality ---
+
+
+@pytest.fixture
+def eyes(monkeypatch):
+    """An Inception that sees 24 numbers in an image, and the list of how many images it was shown at a time."""
+    inception = types.SimpleNamespace(weights="eyes 01234567", sha256="01234567")
+    shown = []
+
+    def features(network, images):
+        assert network is inception
+        shown.append(len(images))
+        return images[:, :, ::4, ::2].flatten(1).float()
+
+    monkeypatch.setattr(fid, "features", features)
+    monkeypatch.setattr(fid, "load", lambda weights, device: inception)
+    return shown
+
+
+def frechet(x, y):
+    """By the text book, for covariances of full rank or not: the eigenvalues of the product, which is not symmetric."""
+    x, y = (images[:, :, ::4, ::2].flatten(1).double().numpy() for images in (x, y))
+    of_product = np.linalg.eigvals(np.cov(x.T) @ np.cov(y.T)).real.clip(min=0)
+    traces = np.cov(x.T).trace() + np.cov(y.T).trace() - 2 * np.sqrt(of_product).sum()
+    return np.square(x.mean(0) - y.mean(0)).sum() + traces
+
+
+def test_fid_of_every_target_to_members_and_to_held_out_images(tmp_path, monkeypatch, small, eyes, capsys):
+    split = make_run(tmp_path, small)
+    call(monkeypatch, "--run", tmp_path, "--fid", "--batch", 7)
+    rows = {row["model"]: row for row in json.loads((tmp_path / "fid.json").read_text())}
+    generating = ["undefended", "DualMD pipeline", "DistillMD average", "DistillMD cross"]
+    assert list(rows) == ["real held-out", *generating]
+    assert eyes == [7, 5] * 6, "members and held-out images only once"
+    members, held_out = small[split.members], small[split.nonmembers]
+    real = rows["real held-out"]
+    assert real["fid_members"] == pytest.approx(frechet(held_out, members), rel=1e-6)
+    assert (real["n"], real["fid_held_out"]) == (MEMBERS, None)
+    training = Training(tmp_path, evaluate_args(batch=7))
+    for target in generating:
+        images = training.generated(target, MEMBERS)
+        assert rows[target]["n"] == MEMBERS and rows[target]["fid_weights"] == "eyes 01234567"
+        assert rows[target]["held_out_loss"] == training.held_out_loss(target)
+        assert rows[target]["fid_members"] == pytest.approx(frechet(images, members), rel=1e-6)
+        assert rows[target]["fid_held_out"] == pytest.approx(frechet(images, held_out), rel=1e-6)
+    printed = capsys.readouterr().out
+    assert printed.startswith((tmp_path / "fid.md").read_text()) and "weights: eyes 01234567" in printed
+    assert not (tmp_path / "table.md").exists()
+
+    # another number of images; then the columns of the table of attacks, from what is kept
+    call(monkeypatch, "--run", tmp_path, "--fid", "--n", 20)
+    dual = {row["model"]: row for row in json.loads((tmp_path / "fid.json").read_text())}["DualMD pipeline"]
+    assert dual["n"] == 20
+    eyes.clear()
+    call(monkeypatch, "--run", tmp_path, "--fid", "--n", 20, "--attack", "pia")
+    assert not eyes
+    rows = rows_of(tmp_path)
+    assert rows["DistillMD cross", "pia", "published"]["n"] == 20
+    for target in ("DualMD pipeline", "DualMD unmixed", "DualMD leaked"):  # whoever has A and B samples alike
+        row = rows[target, "pia-ref", "adaptive"]
+        assert [row[key] for key in ("fid_members", "fid_held_out")] == [dual["fid_members"], dual["fid_held_out"]]
+    table = (tmp_path / "table.md").read_text()
+    assert f"| {dual['fid_members']:.2f} " in table and "weights: eyes 01234567" in table
+
+
+def test_what_inception_saw_is_kept_until_it_changes(tmp_path, monkeypatch, small, eyes):
+    make_run(tmp_path / "run", small, ["all"])
+    inception = fid.load(None, None)
+
+    def fids(n=8, seed=0):
+        eyes.clear()
+        return Training(tmp_path / "run", evaluate_args(seed)).fids("undefended", n, inception)
+
+    first = fids()
+    assert eyes == [12, 12, 8]
+    assert fids() == first and not eyes
+    assert fids(n=9) != first and eyes == [9]
+    assert fids(seed=1) != first and eyes == [8], "other images are generated, the real ones are the same"
+    inception.sha256 = "other weights"
+    fids()
+    assert eyes == [12, 12, 8]
+    for part in ("members", "held-out"):
+        (tmp_path / "run" / "fid" / f"{part}.npz").write_bytes(b"PK\x03\x04 damaged")
+        fids()
+        assert eyes == [12]
+    edited = tmp_path / "fid.py"
+    edited.write_text("# an exercise")
+    monkeypatch.setattr(fid, "__file__", str(edited))
+    fids()
+    assert eyes == [12, 12, 8], "fid.py has been edited"
+    one = checkpoint.load(tmp_path / "run" / "all.pt")
+    one.split = data.index_split(len(small), MEMBERS, seed=5)
+    checkpoint.save(tmp_path / "run", one)
+    fids()
+    assert eyes == [12, 12], "other images are members, those generated are the same"
+
+
+def test_fid_of_half_a_run_and_of_several(tmp_path, monkeypatch, small, eyes, capsys):
+    split = make_run(tmp_path / "half", small, ["B"])
+    call(monkeypatch, "--run", tmp_path / "half", "--fid")
+    real, alone = json.loads((tmp_path / "half" / "fid.json").read_text())
+    images = Training(tmp_path / "half", evaluate_args()).generated("B alone", MEMBERS // 2)
+    assert (alone["model"], alone["n"], real["n"]) == ("B alone", 6, 6)
+    assert alone["fid_members"] == pytest.approx(frechet(images, small[split.b]), rel=1e-6)
+    assert alone["fid_held_out"] == pytest.approx(frechet(images, small[split.nonmembers[:6]]), rel=1e-6)
+    assert real["fid_members"] == pytest.approx(frechet(small[split.nonmembers[:6]], small[split.b]), rel=1e-6)
+
+    for seed in (1, 2):
+        make_run(tmp_path / str(seed), small, ["all"], seed=seed)
+    capsys.readouterr()
+    call(monkeypatch, "--run", tmp_path / "1", tmp_path / "2", "--fid", "--out", tmp_path / "both")
+    rows = json.loads((tmp_path / "both" / "fid.json").read_text())
+    assert [(row["model"], row["seed"]) for row in rows] == [
+        ("real held-out", 1), ("real held-out", 2), ("undefended", 1), ("undefended", 2)
+    ]  # fmt: skip
+    one, other = (row["fid_held_out"] for row in rows[2:])
+    low, high = sorted((one, other))
+    assert f" {(one + other) / 2:.2f} [{low:.1f} {high:.1f}] " in capsys.readouterr().out
+
+    with pytest.raises(BadInput, match="no FID of all: a covariance takes two images at least, and here is 1"):
+        call(monkeypatch, "--run", tmp_path / "1", "--fid", "--n", 1)

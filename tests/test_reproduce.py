@@ -16,16 +16,18 @@ from conftest import ROOT
 
 import checkpoint
 import data
+import fid
 import reproduce
 from files import BadInput
 from reproduce import Job
 from unet import UNet, UNetConfig
 
 
-def study(tmp_path, **changes):
+def study(tmp_path, with_fid=False, **changes):
     args = {"run": tmp_path, "dataset": "toy", "data_dir": None, "device": torch.device("cpu"), "preset": None}
-    args |= {"members": None, "epochs": None, "seeds": 1, "snapshots": 8, "attack": None, "n": 100}
-    return reproduce.study(argparse.Namespace(**args | changes), cores=2)
+    args |= {"members": None, "epochs": None, "seeds": 1, "snapshots": 8, "attack": ["pia", "gradient"], "n": None}
+    args |= {"inception_weights": None}
+    return reproduce.study(argparse.Namespace(**args | changes), cores=2, with_fid=with_fid)
 
 
 def test_the_commands_can_be_run_one_by_one(tmp_path):
@@ -44,13 +46,51 @@ def test_the_commands_can_be_run_one_by_one(tmp_path):
         assert f"python train.py --distill {targets} {into} {tail}" in lines
     assert f"python train.py --split reference --run RUN/seed-1 {size} {tail}" in lines
     assert f"python sample.py --model dual --n 16 --run RUN/seed-0 {tail}" in lines
-    assert lines[-2] == f"python evaluate.py --memorization --n 100 --run RUN/seed-0 RUN/seed-1 --out RUN {tail}"
-    assert lines[-1] == f"python evaluate.py --run RUN/seed-0 RUN/seed-1 --out RUN {tail}"
-    *_, chosen = study(tmp_path, attack=["pia", "gradient"])
-    assert str(chosen).startswith("python evaluate.py --attack pia gradient --run ")
+    all_runs = f"--run RUN/seed-0 RUN/seed-1 --out RUN {tail}"
+    assert lines[-2] == f"python evaluate.py --memorization {all_runs}"
+    assert lines[-1] == f"python evaluate.py --attack pia gradient {all_runs}"
     # the first result comes before the students, from seed 0
     first = lines.index(f"python evaluate.py --attack pia --print-only --run RUN/seed-0 {tail}")
     assert first < next(i for i, line in enumerate(lines) if "--distill" in line)
+
+
+def test_fid_is_a_command_and_columns(tmp_path):
+    *_, memorization, fids, attacks = study(tmp_path, with_fid=True, n=9, inception_weights="w.pth")
+    for job, words in (
+        (memorization, "--memorization --n 9"),
+        (fids, "--fid --n 9 --inception-weights w.pth"),
+        (attacks, "--attack pia gradient --fid --n 9 --inception-weights w.pth"),
+    ):
+        assert str(job).startswith(f"python evaluate.py {words} --run ")
+    assert fids.makes == [tmp_path / "fid.md"] and set(fids.makes) < set(attacks.needs)
+    assert fids.needs == memorization.makes, "two at a time would generate the same images twice"
+
+
+def test_without_weights_fid_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    asked = []
+
+    def load(weights):
+        asked.append(weights)
+        if weights != "good.pth":
+            raise BadInput(f"no {weights}")
+
+    monkeypatch.setattr(fid, "load", load)
+    args = argparse.Namespace(dataset="toy", inception_weights=None)
+    path = tmp_path / "hub" / "checkpoints" / "inception_v3_google-0cc3c7bd.pth"
+    assert f"there is no {path}; with --inception-weights torchvision" in reproduce.reason_without_fid(args)
+    assert not asked, "for a demonstration nothing is downloaded"
+    args.dataset = "cifar10"
+    assert reproduce.reason_without_fid(args) == "no torchvision"
+    args.inception_weights = "good.pth"
+    assert reproduce.reason_without_fid(args) is None
+    args.inception_weights = "bad.pth"
+    with pytest.raises(BadInput, match=r"no bad.pth"):  # what was asked for is not left out
+        reproduce.reason_without_fid(args)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    args = argparse.Namespace(dataset="toy", inception_weights=None)
+    assert reproduce.reason_without_fid(args) == "no torchvision" and asked[-1] == "torchvision"
 
 
 def test_sizes_and_devices(tmp_path):
@@ -159,7 +199,7 @@ def test_an_interrupted_study_goes_on_to_the_same_numbers(tmp_path):
         "8",
         "--run",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_HOME": str(tmp_path)}
 
     def start(run: Path, **rest):
         return subprocess.Popen([*command, run], env=environment, stdout=subprocess.PIPE, text=True, **rest)
@@ -192,6 +232,7 @@ def test_an_interrupted_study_goes_on_to_the_same_numbers(tmp_path):
         drawn = {"roc.png", "histograms.png", "epochs.png", "samples.png", "memorization.png"}
         assert {path.name for path in run.glob("*.png")} == drawn
         assert (run / "memorization.md").read_text() in out
+        assert f"FID is left out: there is no {tmp_path}/hub/checkpoints/inception_v3_google-0cc3c7bd.pth" in out
     assert numbers[0] == numbers[1] and len(numbers[0]) == 6 * 4 * 2 * 2  # targets, attacks, each with -ref, protocols
     longer = subprocess.run([*command, tmp_path / "straight", "--epochs", "5"], capture_output=True, text=True)
     assert longer.returncode == 2 and "seed-0/all.pt is of another study, with epochs = 4, not 5" in longer.stderr

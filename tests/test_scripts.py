@@ -310,6 +310,9 @@ def scene(folder):
     """Directories that are not what they should be."""
     (folder / "pictures").mkdir()
     (folder / "pictures" / "cat.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "photographs").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(folder / "photographs" / name)
     (folder / "cut" / "cifar-10-batches-bin").mkdir(parents=True)
     for i in range(1, 6):
         (folder / "cut" / "cifar-10-batches-bin" / f"data_batch_{i}.bin").write_bytes(bytes(3073 * 4 - (i == 2)))
@@ -324,6 +327,10 @@ REFUSALS = {
     "evaluate.py --attack guess": "argument --attack: invalid choice: 'guess' .*",
     "evaluate.py --run foreign": "foreign/all.pt is not a checkpoint of this project: .*",
     "evaluate.py --run pickled": "pickled/all.pt is not a checkpoint of this project: .*",
+    "evaluate.py --fid --memorization": "argument --memorization: not allowed with argument --fid .*",
+    "fid.py pictures cut": "pictures holds 1 images .*; a FID takes two at least",
+    "fid.py photographs photographs --inception-weights gone.pth": "gone.pth does not exist",
+    "reproduce.py --inception-weights foreign/all.pt": "foreign/all.pt is not a file of Inception-v3's weights, .*",
     "sample.py --model dual": "runs/cifar10/A.pt does not exist",
     "sample.py --run foreign --model all": "foreign/all.pt is not a checkpoint of this project: .*",
     "sample.py --eta 2": "--eta 2.0: must be between 0 and 1",

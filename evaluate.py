@@ -33,7 +33,7 @@ import figures
 import metrics
 from files import BadInput, atomic_write, require_writable
 from memorization import is_copy, nearest
-from targets import RULES, TARGETS, Training, require_comparable
+from targets import GENERATING, RULES, TARGETS, Training, require_comparable
 
 # the timesteps at which SecMI's and PIA's authors attack CIFAR-10, and ReDiffuse's; the others, where PIA does
 PUBLISHED_T = {"loss": 200, "sima": 200, "pia": 200, "pian": 200, "secmi": 100, "secmi_nn": 100, "rediffuse": 200}
@@ -220,7 +220,7 @@ def memorization(trainings: list[Training], args: argparse.Namespace, out: Path)
     """The table of how much of what each model generates is copied from its training images, and from no others."""
     lines, rows, pairs = heading(trainings, MEMORIZATION), [], {}
     print(*lines, sep="\n", flush=True)
-    for target in [target for target in TARGETS if len(TARGETS[target].models) == 1]:
+    for target in GENERATING:
         new = []
         for training in [training for training in trainings if target in training.targets]:
             members, nonmembers = (training.images[indices] for indices in training.indices(target))
@@ -259,12 +259,11 @@ def quality(trainings: list[Training], inception: fid.InceptionV3, args: argpars
     """The table of how far what each model generates is from its members, and from images that no model saw."""
     lines, rows = heading(trainings, QUALITY, inception), []
     print(*lines, sep="\n", flush=True)
-    generating = [target for target in TARGETS if len(TARGETS[target].models) == 1]
-    for target in ["real held-out", *generating]:
+    for target in ["real held-out", *GENERATING]:
         new = []
         for training in trainings:
             if target == "real held-out":
-                found = {"held_out_loss": None, "n": len(training.indices(training.targets[0])[1])}
+                found = {"held_out_loss": None, "n_generated": len(training.indices(training.targets[0])[1])}
                 found |= {"fid_members": training.fid_of_real(inception), "fid_held_out": None}
                 new.append({"model": target} | found | {"fid_weights": inception.weights} | provenance(training))
             elif target in training.targets:
@@ -284,7 +283,12 @@ def cost(training: Training, target: str, inception: fid.InceptionV3 | None, arg
     if inception:
         n = args.n or len(training.indices(target)[0])
         to_members, to_held_out = training.fids(target, n, inception)
-        found |= {"n": n, "fid_members": to_members, "fid_held_out": to_held_out, "fid_weights": inception.weights}
+        found |= {
+            "n_generated": n,
+            "fid_members": to_members,
+            "fid_held_out": to_held_out,
+            "fid_weights": inception.weights,
+        }
     return found
 
 
@@ -379,7 +383,7 @@ def quality_row(rows: list[dict]) -> list[str]:
     return [
         rows[0]["model"],
         held_out,
-        f"{rows[0]['n']:,}",
+        f"{rows[0]['n_generated']:,}",
         *(fids(rows, key) for key in ("fid_members", "fid_held_out")),
     ]
 

@@ -75,7 +75,7 @@ def mean_and_covariance(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         x = x.double()
         delta, new = x.mean(0) - mean, len(x)
         centred = x - x.mean(0)
-        # Chan et al. 1979, eq. 1.5: no difference of large sums, in which digits would cancel
+        # the pairwise update of Chan et al. 1979: no difference of large sums, in which digits would cancel
         scatter = scatter + centred.T @ centred + delta.outer(delta) * (n * new / (n + new))
         mean, n = mean + delta * (new / (n + new)), n + new
     if n < 2:
@@ -134,8 +134,9 @@ class Conv(nn.Module):
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
-# What goes on side by side in a block, by the names that torchvision gives it: one after another, of each convolution the
-# channels, the kernel, and a stride of 2. Two in a list share their input. "branch_pool" begins with a pooling.
+# What goes on side by side in a block, by the names that torchvision gives it, and one after another in each: a
+# convolution's channels, its kernel, and a stride of 2. Two in a list share their input. "branch_pool" begins with a
+# pooling.
 Branches = dict[str, list]
 
 
@@ -308,11 +309,11 @@ def gaussian(inception: InceptionV3, batches: Iterable[Tensor], n: int, what: st
 @torch.no_grad()
 def features(inception: InceptionV3, images: Tensor) -> Tensor:
     """uint8 images (N, 3, H, W) of any size -> features (N, 2048), float32 on the CPU."""
-    x = data.to_float(images.to(inception.fc.weight.device))
+    x = data.to_float(images.to(inception.fc.weight.device)).contiguous(memory_format=torch.channels_last)
     x = F.interpolate(x, (299, 299), mode="bilinear", align_corners=False)
     # TensorFloat-32, a GPU's default, would move the third digit
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        return inception.features(x.contiguous(memory_format=torch.channels_last)).cpu()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return inception.features(x).cpu()
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -345,9 +346,9 @@ def read_images(files: list[Path], batch: int) -> Iterator[Tensor]:
             for image, path in zip(now, files[first - batch :]):
                 size = size or image.shape
                 if image.shape != size:
+                    (_, h, w), (_, height, width) = image.shape, size
                     raise BadInput(
-                        f"{path} has {image.shape[2]}x{image.shape[1]} pixels, {files[0].name} {size[2]}x{size[1]}: a FID "
-                        "is of images of one size"
+                        f"{path} has {w}x{h} pixels, {files[0].name} {width}x{height}: a FID is of images of one size"
                     )
             if now:
                 yield torch.stack(now)

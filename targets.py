@@ -43,6 +43,8 @@ TARGETS = {
     "DistillMD average": Target(("distill-average",), RELEASED),
     "DistillMD cross": Target(("distill-cross",), RELEASED),
 }
+# what generates images: whoever has A and B would sample from them as the pipeline does
+GENERATING = [name for name, target in TARGETS.items() if len(target.models) == 1]
 RULES = "max", "sum"  # of a target of two models: what attacks.of_both makes of their scores
 HELD_OUT_T = list(range(50, 1000, 100))  # the held-out loss is the mean over these
 SAVE_EVERY = 60  # seconds after which generated images are kept, though there are more to come
@@ -52,7 +54,8 @@ class Training:
     """One run directory and what can be judged in it.
 
     Scores are computed only once, and kept in its scores/; generated images in generated/, what Inception makes of
-    images in fid/. They are good for as long as nothing changes that they depend on, the code included. `reference` names the checkpoint of a reference model; by default it is the run's own, if there is one.
+    images in fid/. They are good for as long as nothing changes that they depend on, the code included.
+    `reference` names the checkpoint of a reference model; by default it is the run's own, if there is one.
     """
 
     def __init__(
@@ -114,9 +117,7 @@ class Training:
 
     def held_out_loss(self, target: str) -> float:
         """The denoising loss on images that no model saw, as a mean over timesteps: what the defence costs."""
-        if target.startswith("DualMD"):
-            target = "DualMD pipeline"  # whoever has A and B would sample from them alike
-        _, nonmembers = self.scores(target, {"loss": HELD_OUT_T})["loss"]
+        _, nonmembers = self.scores(generates_as(target), {"loss": HELD_OUT_T})["loss"]
         return -nonmembers.mean().item()
 
     def generated(self, target: str, n: int) -> Tensor:
@@ -145,8 +146,7 @@ class Training:
 
     def fids(self, target: str, n: int, inception: fid.InceptionV3) -> tuple[float, float]:
         """FID of n images that a target generates to its members, and to as many held-out images."""
-        if target.startswith("DualMD"):
-            target = "DualMD pipeline"
+        target = generates_as(target)
         members, held_out = self._real(target, inception)
         generated = self._gaussian(TARGETS[target].models[0], self.generated(target, n), inception)
         return fid.distance(*generated, *members), fid.distance(*generated, *held_out)
@@ -193,6 +193,10 @@ class Training:
                 scores = [found[attack][t] for t in ts]
                 keep(kept[attack], key, t=ts, scores=scores, image=indices.numpy())
         return {attack: torch.from_numpy(np.stack([found[attack][t] for t in ts])) for attack, ts in wanted.items()}
+
+
+def generates_as(target: str) -> str:
+    return "DualMD pipeline" if target.startswith("DualMD") else target
 
 
 def require_reference(path: Path, reference: checkpoint.Checkpoint, attacked: checkpoint.Checkpoint) -> None:

@@ -537,11 +537,11 @@ def test_fid_of_every_target_to_members_and_to_held_out_images(tmp_path, monkeyp
     members, held_out = small[split.members], small[split.nonmembers]
     real = rows["real held-out"]
     assert real["fid_members"] == pytest.approx(frechet(held_out, members), rel=1e-6)
-    assert (real["n"], real["fid_held_out"]) == (MEMBERS, None)
+    assert (real["n_generated"], real["fid_held_out"]) == (MEMBERS, None)
     training = Training(tmp_path, evaluate_args(batch=7))
     for target in generating:
         images = training.generated(target, MEMBERS)
-        assert rows[target]["n"] == MEMBERS and rows[target]["fid_weights"] == "eyes 01234567"
+        assert rows[target]["n_generated"] == MEMBERS and rows[target]["fid_weights"] == "eyes 01234567"
         assert rows[target]["held_out_loss"] == training.held_out_loss(target)
         assert rows[target]["fid_members"] == pytest.approx(frechet(images, members), rel=1e-6)
         assert rows[target]["fid_held_out"] == pytest.approx(frechet(images, held_out), rel=1e-6)
@@ -552,12 +552,12 @@ def test_fid_of_every_target_to_members_and_to_held_out_images(tmp_path, monkeyp
     # another number of images; then the columns of the table of attacks, from what is kept
     call(monkeypatch, "--run", tmp_path, "--fid", "--n", 20)
     dual = {row["model"]: row for row in json.loads((tmp_path / "fid.json").read_text())}["DualMD pipeline"]
-    assert dual["n"] == 20
+    assert dual["n_generated"] == 20
     eyes.clear()
     call(monkeypatch, "--run", tmp_path, "--fid", "--n", 20, "--attack", "pia")
     assert not eyes
     rows = rows_of(tmp_path)
-    assert rows["DistillMD cross", "pia", "published"]["n"] == 20
+    assert rows["DistillMD cross", "pia", "published"]["n_generated"] == 20
     for target in ("DualMD pipeline", "DualMD unmixed", "DualMD leaked"):  # whoever has A and B samples alike
         row = rows[target, "pia-ref", "adaptive"]
         assert [row[key] for key in ("fid_members", "fid_held_out")] == [dual["fid_members"], dual["fid_held_out"]]
@@ -602,7 +602,7 @@ def test_fid_of_half_a_run_and_of_several(tmp_path, monkeypatch, small, eyes, ca
     call(monkeypatch, "--run", tmp_path / "half", "--fid")
     real, alone = json.loads((tmp_path / "half" / "fid.json").read_text())
     images = Training(tmp_path / "half", evaluate_args()).generated("B alone", MEMBERS // 2)
-    assert (alone["model"], alone["n"], real["n"]) == ("B alone", 6, 6)
+    assert (alone["model"], alone["n_generated"], real["n_generated"]) == ("B alone", 6, 6)
     assert alone["fid_members"] == pytest.approx(frechet(images, small[split.b]), rel=1e-6)
     assert alone["fid_held_out"] == pytest.approx(frechet(images, small[split.nonmembers[:6]]), rel=1e-6)
     assert real["fid_members"] == pytest.approx(frechet(small[split.nonmembers[:6]], small[split.b]), rel=1e-6)

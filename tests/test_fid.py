@@ -19,7 +19,7 @@ from files import BadInput
 
 
 def random_weights(network, seed=0):
-    """A state_dict whose every tensor depends on its name and shape alone, and through which numbers keep their size."""
+    """A state_dict whose tensors depend on their names and shapes alone, and through which numbers keep their size."""
     state = {}
     for key, tensor in network.state_dict().items():
         random = np.random.RandomState([seed, zlib.crc32(key.encode())])
@@ -86,6 +86,17 @@ def test_features_are_those_of_torchvision_and_pytorch_fid(network, weights):
     np.testing.assert_allclose(found.norm(dim=1), norms, rtol=1e-5)
     # an image's features have nothing to do with those beside it
     np.testing.assert_allclose(fid.features(inception, IMAGES[1:])[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_gpu_computes_features_in_full_float32(weights, monkeypatch):
+    inception = fid.load(weights["literature"])
+    cudnn, seen = torch.backends.cudnn, []
+    before = cudnn.enabled, cudnn.allow_tf32
+    monkeypatch.setattr(
+        inception, "features", lambda x: seen.append((cudnn.enabled, cudnn.allow_tf32)) or torch.zeros(len(x), 2048)
+    )
+    fid.features(inception, IMAGES)
+    assert seen == [(True, False)] and (cudnn.enabled, cudnn.allow_tf32) == before
 
 
 def test_logits_are_those_of_torchvision(weights):

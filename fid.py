@@ -102,7 +102,7 @@ def symmetric_root(cov: Tensor) -> Tensor:
     """R (D, r) with R R^T = cov: eigenvectors times the roots of those r eigenvalues that are not zero."""
     values, vectors = torch.linalg.eigh(cov)
     # a zero that rounding has made 1e-16 would be 1e-8 as a root
-    there = values > values.abs().max() * len(cov) * torch.finfo(cov.dtype).eps
+    there = values > values.max() * len(cov) * torch.finfo(cov.dtype).eps
     return vectors[:, there] * values[there].sqrt()
 
 

@@ -165,6 +165,16 @@ def test_distance_of_a_set_to_itself_is_nothing(kind):
     assert fid.frechet_distance(*nothing, *nothing) == 0
 
 
+def test_root_has_the_rank_of_the_covariance():
+    for n, rank in ((200, 48), (16, 15)):
+        cov = torch.from_numpy(moments(vectors("full rank")[0][:n])[1])
+        root = fid.symmetric_root(cov)
+        assert root.shape == (48, rank)
+        np.testing.assert_allclose(root @ root.T, cov, atol=1e-13)
+    small = torch.diag(torch.tensor([1, 1e-12], dtype=torch.float64))
+    assert fid.symmetric_root(small).shape == (2, 2), "small is not zero"
+
+
 def test_distance_in_one_dimension_is_the_formula():
     """(mu1 - mu2)^2 + (sigma1 - sigma2)^2, and with 0 for one of the sigmas."""
     one = [torch.tensor([3.0]), torch.tensor([[4.0]])]

@@ -284,6 +284,21 @@ def test_atomic_write_leaves_the_old_file_and_no_other(tmp_path):
 # --- toy ---
 
 
+def test_what_is_kept_is_kept_under_a_key(tmp_path):
+    path, code = tmp_path / "new" / "kept.npz", tmp_path / "code.py"
+    code.write_text("one")
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    keys = [files.key_of(code, array, "text"), files.key_of(code, array + 1, "text"), files.key_of(code, array, "word")]
+    code.write_text("two")
+    keys.append(files.key_of(code, array, "text"))
+    assert len(set(keys)) == 4, "the file's content, the numbers and the text all count"
+    assert keys[3] == files.key_of(code, array.copy(), "text")
+    files.keep(path, keys[0], array=array)
+    assert np.array_equal(files.read_kept(path, keys[0])["array"], array)
+    assert files.read_kept(path, keys[1]) == {} == files.read_kept(tmp_path / "none.npz", keys[0])
+    files.keep(path / "below a file", keys[0], array=array)  # where nothing can be written, nothing is kept
+
+
 def test_toy_image_is_a_function_of_index_size_and_seed():
     images = data.toy(16, seed=5, n=8)
     assert images.shape == (8, 3, 16, 16) and images.dtype == torch.uint8

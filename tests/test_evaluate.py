@@ -462,6 +462,7 @@ def test_generated_images_are_the_samplers(tmp_path, small):
     expected = sample(training.asked["dual"], NoiseSchedule(), (2, 3, 8, 8), generator=generator)
     assert torch.equal(few[:2], data.to_uint8(expected))
     assert len(few.flatten(1).unique(dim=0)) == 5
+    assert (tmp_path / "generated" / "dual.npz").exists(), "kept, though it took no minute"
 
 
 def test_generated_images_are_kept_and_go_on(tmp_path, monkeypatch, small):

@@ -157,9 +157,8 @@ class Training:
         return fid.distance(*held_out, *members)
 
     def _real(self, target: str, inception: fid.InceptionV3) -> list[fid.Gaussian]:
-        of = f"-of-{TARGETS[target].models[0]}" if target.endswith("alone") else ""
         both = zip(("members", "held-out"), self.indices(target), strict=True)
-        return [self._gaussian(what + of, self.images[indices], inception) for what, indices in both]
+        return [self._gaussian(what, self.images[indices], inception) for what, indices in both]
 
     def _gaussian(self, what: str, images: Tensor, inception: fid.InceptionV3) -> fid.Gaussian:
         path, key = self.run / "fid" / f"{what}.npz", key_of(images.numpy(), inception.sha256, Path(fid.__file__))

@@ -17,6 +17,7 @@ import attacks
 import checkpoint
 import cli
 import data
+import dualmd
 import evaluate
 import fid
 import figures
@@ -499,6 +500,11 @@ def test_generated_images_are_kept_and_go_on(tmp_path, monkeypatch, small):
     other.weights["head.bias"] += 1
     checkpoint.save(tmp_path, other)
     assert not torch.equal(generate(10, seed=1), whole) and sizes == [4, 4, 2]
+    edited = tmp_path / "dualmd.py"
+    edited.write_text("# an exercise")
+    monkeypatch.setattr(dualmd, "__file__", str(edited))
+    generate(10, seed=1)
+    assert sizes == [4, 4, 2], "the sampler has been edited"
 
 
 # --- quality ---
@@ -563,7 +569,10 @@ def test_fid_of_every_target_to_members_and_to_held_out_images(tmp_path, monkeyp
         row = rows[target, "pia-ref", "adaptive"]
         assert [row[key] for key in ("fid_members", "fid_held_out")] == [dual["fid_members"], dual["fid_held_out"]]
     table = (tmp_path / "table.md").read_text()
-    assert f"| {dual['fid_members']:.2f} " in table and "weights: eyes 01234567" in table
+    assert (
+        f"| {dual['fid_members']:<20.2f} | {dual['fid_held_out']:<20.2f} |" in table
+        and "weights: eyes 01234567" in table
+    )
 
 
 def test_what_inception_saw_is_kept_until_it_changes(tmp_path, monkeypatch, small, eyes):

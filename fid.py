@@ -268,10 +268,13 @@ def load(weights: str, device: torch.device | str = "cpu") -> InceptionV3:
     path = weights_path(weights)
     if weights in WEIGHTS and not path.exists():
         download(WEIGHTS[weights], path, hash_in(path), "sha256")
-    kind = "a file of Inception-v3's weights, torchvision's or the literature's"
-    sha256 = digest_of(path, "sha256") if path.is_file() else ""
-    if sha256 and not sha256.startswith(hash_in(path)):
+    try:
+        sha256 = digest_of(path, "sha256")
+    except OSError as error:
+        raise BadInput(f"--inception-weights {path}: {error.strerror}") from error
+    if not sha256.startswith(hash_in(path)):
         raise BadInput(f"{path} is damaged: its SHA-256 is not {hash_in(path)}...; delete it and fetch it again")
+    kind = "a file of Inception-v3's weights, torchvision's or the literature's"
     state = read_tensors(path, kind)
     try:
         literature = len(state["fc.bias"]) == 1008
@@ -311,7 +314,7 @@ def features(inception: InceptionV3, images: Tensor) -> Tensor:
     """uint8 images (N, 3, H, W) of any size -> features (N, 2048), float32 on the CPU."""
     x = data.to_float(images.to(inception.fc.weight.device)).contiguous(memory_format=torch.channels_last)
     x = F.interpolate(x, (299, 299), mode="bilinear", align_corners=False)
-    # TensorFloat-32, a GPU's default, would move the third digit
+    # a GPU's default, TensorFloat-32, has three decimal digits
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return inception.features(x).cpu()
 

@@ -329,7 +329,7 @@ REFUSALS = {
     "evaluate.py --run pickled": "pickled/all.pt is not a checkpoint of this project: .*",
     "evaluate.py --fid --memorization": "argument --memorization: not allowed with argument --fid .*",
     "fid.py pictures cut": "pictures holds 1 images .*; a FID takes two at least",
-    "fid.py photographs photographs --inception-weights gone.pth": "gone.pth does not exist",
+    "fid.py photographs photographs --inception-weights gone.pth": "--inception-weights gone.pth: No such file .*",
     "reproduce.py --inception-weights foreign/all.pt": "foreign/all.pt is not a file of Inception-v3's weights, .*",
     "sample.py --model dual": "runs/cifar10/A.pt does not exist",
     "sample.py --run foreign --model all": "foreign/all.pt is not a checkpoint of this project: .*",

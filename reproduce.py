@@ -85,16 +85,16 @@ def main() -> None:
 
 def reason_without_fid(args: argparse.Namespace) -> str | None:
     """Why there is no FID in this study; None where there is one. Weights that were asked for have to be there."""
-    if args.inception_weights is None:
-        path = fid.weights_path("torchvision")
-        if args.dataset == "toy" and not path.exists():  # nothing is downloaded for a demonstration
-            return f"there is no {path}; with --inception-weights torchvision it is downloaded (104 MB)"
-        try:
-            fid.load("torchvision")
-        except BadInput as error:
-            return str(error)
-    else:
+    if args.inception_weights is not None:
         fid.load(args.inception_weights)
+        return None
+    path = fid.weights_path("torchvision")
+    if args.dataset == "toy" and not path.exists():  # nothing is downloaded for a demonstration
+        return f"there is no {path}; with --inception-weights torchvision it is downloaded (104 MB)"
+    try:
+        fid.load("torchvision")
+    except BadInput as error:
+        return str(error)
     return None
 
 

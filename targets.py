@@ -127,6 +127,7 @@ class Training:
         images = torch.empty((n, *self.images.shape[1:]), dtype=torch.uint8)
         kept = read_kept(path, key).get("images", images[:0])[:n]  # of a run that was cut off, or a smaller n
         images[: len(kept)] = torch.as_tensor(kept)
+        # --fid judges the same images as --memorization, for which they were generated first
         generator = torch.Generator().manual_seed(cli.seed_for(self.args.seed, "memorization"))
         saved = time.monotonic()
         with tqdm(total=n, initial=len(kept), desc=f"images of {name}", unit="img", leave=False) as bar:

@@ -2,26 +2,44 @@
 
 import colorsys
 import hashlib
+import io
 import math
+import pickle
+import re
+import shutil
 import tarfile
+import warnings
 import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from tqdm import tqdm
 
 from files import BadInput, atomic_write, digest_of, download
 
-DATASETS = ("cifar10", "toy")
+DATASETS = ("cifar10", "cifar100", "stl10", "tiny-imagenet", "folder", "toy")
 
 
 def load(name: str, data_dir: str | None, size: int, seed: int) -> Tensor:
-    """All training images of a dataset, uint8 (N, 3, size, size). `data_dir` is for cifar10, `seed` for toy."""
-    return toy(size, seed) if name == "toy" else cifar10(data_dir, size)
+    """All training images of one of DATASETS, uint8 (N, 3, size, size), in the order in which they are published.
+
+    The published ones are looked for in `data_dir`, also as torchvision leaves them, or downloaded: into the default
+    data/, or into a directory that holds nothing else. Files with fewer images than the official ones are valid.
+    `folder` is `data_dir` itself; `toy` depends on `seed`. Raises BadInput for whatever else is found there.
+    """
+    if name == "toy":
+        return toy(size, seed)
+    if name == "folder":
+        return folder(data_dir, size)
+    return tiny_imagenet(data_dir, size) if name == "tiny-imagenet" else unpacked(name, data_dir, size)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -38,8 +56,8 @@ def resize(images: Tensor, size: int) -> Tensor:
     """uint8 (N, 3, H, W) -> (N, 3, size, size): each pixel the mean of the area that it covers."""
     if images.shape[-1] == size:
         return images
-    # in chunks: 50,000 CIFAR-10 images in float32 would take 600 MB
-    chunks = [F.interpolate(chunk.float(), (size, size), mode="area") for chunk in images.split(4096)]
+    # in chunks: STL-10's images in float32 would take 11 GB
+    chunks = [F.interpolate(chunk.float(), (size, size), mode="area") for chunk in images.split(1024)]
     return torch.cat([chunk.round().to(torch.uint8) for chunk in chunks])
 
 
@@ -109,67 +127,250 @@ def _read_published_split(path: Path, n: int) -> tuple[np.ndarray, np.ndarray]:
     return members.ravel(), nonmembers.ravel()
 
 
-# --- CIFAR-10 ----------------------------------------------------------------------------------
+# --- published datasets ------------------------------------------------------------------------
 
-CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
-CIFAR10_FOLDER = "cifar-10-batches-bin"
-CIFAR10_FILES = [f"data_batch_{i}.bin" for i in range(1, 6)]
 DEFAULT_DATA_DIR = "data"
 
 
-def cifar10(data_dir: str | None = None, size: int = 32) -> Tensor:
-    """CIFAR-10's training images in the official order, from the official binary files.
+CIFAR, STL10 = "https://www.cs.toronto.edu/~kriz/", "http://ai.stanford.edu/~acoates/stl10/"
+CS231N = "http://cs231n.stanford.edu/"
 
-    They are looked for in `data_dir`/cifar-10-batches-bin (or `data_dir` itself) and downloaded into
-    the default data/, or into a directory that is empty. Files with fewer records than the official
-    10,000 are valid. Raises BadInput for anything else that is found there.
-    """
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset as it is published: an archive, and the files in it that hold the training images."""
+
+    archive: str
+    md5: str
+    folder: str  # in the archive, and where it is unpacked
+    files: Sequence[str] = ()
+    read: Callable[[Path], Tensor] | None = None  # the images of one file, uint8 (N, 3, H, W)
+    site: str = CIFAR
+
+
+def unpacked(name: str, data_dir: str | None, size: int) -> Tensor:
+    """Images that are published as an archive of a few large files, which are unpacked."""
     root = Path(data_dir or DEFAULT_DATA_DIR)
-    folder = root if (root / CIFAR10_FILES[0]).is_file() else root / CIFAR10_FOLDER
-    if not (folder / CIFAR10_FILES[0]).is_file():
-        archive = root / CIFAR10_URL.rpartition("/")[2]
-        if data_dir is not None:
-            if not root.is_dir():
-                raise BadInput(f"--data-dir {root}: no such directory; make it, and CIFAR-10 is downloaded into it")
-            if any(root.iterdir()) and not any(root.glob(archive.name + "*")):
-                raise BadInput(
-                    f"--data-dir {root}: no {CIFAR10_FOLDER}/{CIFAR10_FILES[0]} in it; name the directory that "
-                    f"holds {CIFAR10_FOLDER}, or an empty one to download CIFAR-10 into"
-                )
-        _fetch_cifar10(archive, folder)
-    return resize(torch.cat([_read_cifar10_batch(folder / name) for name in CIFAR10_FILES]), size)
+    places = [(source, folder) for source in SOURCES[name] for folder in (root, root / source.folder)]
+    found = [(source, folder) for source, folder in places if (folder / source.files[0]).is_file()]
+    if not found:
+        source, archive, downloaded = _archive(name, data_dir)
+        _unpack(source, archive)
+        if downloaded:
+            archive.unlink()
+        found = [(source, root / source.folder)]
+    source, folder = found[0]
+    for file in source.files:
+        if not (folder / file).is_file():
+            raise BadInput(f"{folder / file} is missing; {name} needs all of {', '.join(source.files)}")
+    return torch.cat([resize(source.read(folder / file), size) for file in source.files])
 
 
-def _fetch_cifar10(archive: Path, folder: Path) -> None:
-    by_hand = archive.exists()
-    if not by_hand:
-        download(CIFAR10_URL, archive, CIFAR10_MD5, "md5")
-    elif digest_of(archive, "md5") != CIFAR10_MD5:
-        raise BadInput(f"{archive} is not the official archive (MD5 is not {CIFAR10_MD5}): delete it and start again")
-    with tarfile.open(archive) as tar:
-        # the first file is written last: where it stands, all of them do
-        for name in reversed(CIFAR10_FILES):
-            with atomic_write(folder / name) as path:
-                path.write_bytes(tar.extractfile(f"{CIFAR10_FOLDER}/{name}").read())
-    if not by_hand:
-        archive.unlink()
+def _archive(name: str, data_dir: str | None) -> tuple[Source, Path, bool]:
+    """An archive of this dataset with the right MD5, and whether it was downloaded just now."""
+    root = Path(data_dir or DEFAULT_DATA_DIR)
+    for source in SOURCES[name]:
+        path = root / source.archive
+        if path.exists():
+            if digest_of(path, "md5") != source.md5:
+                raise BadInput(f"{path} is not the official archive (MD5 is not {source.md5}): delete it, start again")
+            return source, path, False
+    source = SOURCES[name][0]
+    if data_dir is not None:
+        if not root.is_dir():
+            raise BadInput(f"--data-dir {root}: no such directory; make it, and {name} is downloaded into it")
+        known = {name for sources in SOURCES.values() for one in sources for name in (one.folder, one.archive)}
+        if any(path.name.removesuffix(".part") not in known for path in root.iterdir()):
+            raise BadInput(
+                f"--data-dir {root}: no {'/'.join([source.folder, *source.files[:1]])} in it; name the directory that "
+                f"holds {source.folder}, or an empty one to download {name} into"
+            )
+    download(source.site + source.archive, root / source.archive, source.md5, "md5")
+    return source, root / source.archive, True
 
 
-def _read_cifar10_batch(path: Path) -> Tensor:
-    record = 1 + 3 * 32 * 32  # a label, then the red, the green and the blue plane
-    try:
-        raw = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}; all five of CIFAR-10's data_batch_*.bin are needed") from error
-    if raw.size == 0 or raw.size % record:
+def _unpack(source: Source, archive: Path) -> None:
+    """Write the files of `source`, and nothing else that its archive may hold, to where they are looked for."""
+    with (
+        ExitStack() as stack,
+        open(archive, "rb") as raw,
+        tqdm.wrapattr(raw, "read", total=archive.stat().st_size, desc=archive.name, leave=False) as stream,
+        tarfile.open(fileobj=stream, mode="r|gz") as tar,
+    ):
+        # unwound from the end: where the first file stands, all of them do
+        places = [stack.enter_context(atomic_write(archive.parent / source.folder / name)) for name in source.files]
+        place = dict(zip((f"{source.folder}/{name}" for name in source.files), places, strict=True))
+        for member in tar:
+            if member.isfile() and member.name in place:
+                with open(place[member.name], "wb") as file:
+                    shutil.copyfileobj(tar.extractfile(member), file)
+        missing = [name for name, path in place.items() if not path.exists()]
+        if missing:
+            raise BadInput(f"{archive}: there is no {missing[0]} in it")
+
+
+def _records(path: Path, length: int) -> np.ndarray:
+    """A file of records as (N, length), read as far as it is used."""
+    size = path.stat().st_size
+    if size == 0 or size % length:
         raise BadInput(
-            f"{path}: {raw.size:,} bytes is no whole number of {record}-byte records; truncated? fetch it again"
+            f"{path}: {size:,} bytes is no whole number of {length:,}-byte records; truncated? fetch it again"
         )
-    raw = raw.reshape(-1, record)
-    if raw[:, 0].max() > 9:
-        raise BadInput(f"{path}: holds labels above 9, so it is no CIFAR-10 batch; fetch it again")
-    return torch.from_numpy(raw[:, 1:].reshape(-1, 3, 32, 32))
+    return np.memmap(path, mode="c").reshape(-1, length)
+
+
+def _binary(path: Path, classes: tuple[int, ...]) -> Tensor:
+    """CIFAR's binary records: a byte for each label, then the red, the green and the blue plane, row by row."""
+    raw = _records(path, len(classes) + 3 * 32 * 32)
+    if (raw[:, : len(classes)] >= classes).any():
+        raise BadInput(f"{path}: holds labels above {max(classes) - 1}, so it is no CIFAR batch; fetch it again")
+    return torch.from_numpy(raw[:, len(classes) :].reshape(-1, 3, 32, 32))
+
+
+def _cifar10(path: Path) -> Tensor:
+    return _binary(path, (10,))
+
+
+def _cifar100(path: Path) -> Tensor:
+    return _binary(path, (20, 100))
+
+
+def _stl10(path: Path) -> Tensor:
+    """STL-10's binary records: the red, the green and the blue plane, *column by column*."""
+    return torch.from_numpy(_records(path, 3 * 96 * 96).reshape(-1, 3, 96, 96)).transpose(2, 3)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads a pickle of numpy arrays, strings and numbers, which CIFAR's are, and refuses any that names more."""
+
+    ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and such files hold arrays only")
+        return self.ALLOWED[module, name]
+
+
+def _pickled(path: Path) -> Tensor:
+    """CIFAR's batches for Python: a pickled dict whose "data" has an image a row, laid out as in the binary ones."""
+    try:
+        with open(path, "rb") as file:
+            pixels = _ArraysOnly(file, encoding="latin1").load()["data"]  # Python 2 has written it
+        if pixels.dtype != np.uint8:
+            raise ValueError(f"its data is {pixels.dtype}")
+        return torch.from_numpy(pixels.reshape(-1, 3, 32, 32))
+    except Exception as error:  # an unpickler raises almost anything
+        raise BadInput(f"{path} is no CIFAR batch for Python ({error}); fetch it again") from error
+
+
+BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
+BINARY = [f"{name}.bin" for name in BATCHES]
+# of each dataset the first is downloaded; the others are what torchvision leaves
+SOURCES = {
+    "cifar10": [
+        Source("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", "cifar-10-batches-bin", BINARY, _cifar10),
+        Source("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py", BATCHES, _pickled),
+    ],
+    "cifar100": [
+        Source(
+            "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary", ["train.bin"], _cifar100
+        ),
+        Source("cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", "cifar-100-python", ["train"], _pickled),
+    ],
+    "stl10": [
+        Source(
+            "stl10_binary.tar.gz",
+            "91f7769df0f17e558f3565bffb0c7dfb",
+            "stl10_binary",
+            ["unlabeled_X.bin"],
+            _stl10,
+            STL10,
+        )
+    ],
+    "tiny-imagenet": [
+        Source("tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", "tiny-imagenet-200", site=CS231N)
+    ],
+}
+
+
+# --- folders of images -------------------------------------------------------------------------
+
+SUFFIXES = ".bmp .jpeg .jpg .pgm .png .ppm .tif .tiff .webp"  # pytorch-fid's
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+def image_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """The images in a folder, by name; those in its folders, too, with pattern "**/*". Hidden files are none."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is no folder")
+    return sorted(
+        p for p in folder.glob(pattern) if p.suffix.lower() in SUFFIXES.split() and not p.name.startswith(".")
+    )
+
+
+def read_image(content: bytes) -> Tensor:
+    """uint8 (3, H, W) of an image file's bytes, also of a grey one. Raises whatever Pillow does on a bad one."""
+    try:
+        image = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:
+        raise ValueError("its format is unknown") from error
+    with image:
+        if image.mode[0] in "IF":  # as RGB, all that is above 255 would be white
+            raise ValueError("it has more than 8 bits a channel")
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def folder(data_dir: str | None, size: int) -> Tensor:
+    """All images in a folder of one's own, and in the folders in it, of any size: the square in the middle of each."""
+    if data_dir is None:
+        raise BadInput("--dataset folder: which? name it with --data-dir")
+    root = Path(data_dir)
+    names = [str(path.relative_to(root)) for path in image_files(root, "**/*")]
+    return _squares(root, names, lambda name: (root / name).read_bytes(), size)
+
+
+def tiny_imagenet(data_dir: str | None, size: int) -> Tensor:
+    """Tiny ImageNet's 100,000 training images, in the order of torchvision's ImageFolder; its zip stays packed."""
+    root = Path(data_dir or DEFAULT_DATA_DIR)
+    for folder in (root, root / SOURCES["tiny-imagenet"][0].folder):
+        if (folder / "train").is_dir():
+            names = sorted(str(path.relative_to(folder)) for path in folder.glob("train/*/images/*.JPEG"))
+            return _squares(folder, names, lambda name: (folder / name).read_bytes(), size)
+    source, path, _ = _archive("tiny-imagenet", data_dir)
+    with zipfile.ZipFile(path) as file:
+        names = [name for name in file.namelist() if re.fullmatch(rf"{source.folder}/train/\w+/images/\w+\.JPEG", name)]
+        return _squares(path, sorted(names), file.read, size)
+
+
+def _squares(where: Path, names: list[str], read: Callable[[str], bytes], size: int) -> Tensor:
+    """uint8 (N, 3, size, size): the square in the middle of each image. Raises BadInput, naming those it can't read."""
+    if not names:
+        raise BadInput(f"{where} holds no images ({SUFFIXES})")
+    images, bad = torch.empty((len(names), 3, size, size), dtype=torch.uint8), []
+
+    def one(i: int) -> None:
+        try:
+            image = read_image(read(names[i]))
+        except Exception as error:  # Pillow's decoders raise almost anything
+            bad.append(f"{names[i]} ({error})")
+            return
+        _, h, w = image.shape
+        side = min(h, w)
+        top, left = (h - side) // 2, (w - side) // 2
+        images[i] = resize(image[None, :, top : top + side, left : left + side], size)[0]
+
+    with ThreadPoolExecutor() as pool:
+        done = pool.map(one, range(len(names)))
+        for _ in tqdm(done, total=len(names), desc=str(where), unit="img", leave=False, delay=1):
+            pass
+    if bad:
+        some = ", ".join(sorted(bad)[:5]) + (", ..." if len(bad) > 5 else "")
+        raise BadInput(f"{where}: {len(bad):,} of {len(names):,} images can't be read; take them away: {some}")
+    return images
 
 
 # --- the toy dataset ---------------------------------------------------------------------------

@@ -18,10 +18,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
@@ -35,7 +33,6 @@ WEIGHTS = {
     "literature": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth",
 }
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # pytorch-fid's
 
 
 def main() -> None:
@@ -44,7 +41,10 @@ def main() -> None:
     add_weights(parser)
     parser.add_argument("--batch", type=cli.natural, default=64, help="images at a time (default: %(default)s)")
     args = parser.parse_args()
-    sets = [image_files(folder) for folder in args.folders]
+    sets = [data.image_files(folder) for folder in args.folders]
+    for folder, files in zip(args.folders, sets, strict=True):
+        if len(files) < 2:
+            raise BadInput(f"{folder} holds {len(files)} images ({data.SUFFIXES}); a FID takes two at least")
     inception = load(args.inception_weights, args.device)
     gaussians = []
     for folder, files in zip(args.folders, sets, strict=True):
@@ -319,16 +319,6 @@ def features(inception: InceptionV3, images: Tensor) -> Tensor:
         return inception.features(x).cpu()
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The images in a folder, by name. Raises BadInput where there are not two."""
-    if not folder.is_dir():
-        raise BadInput(f"{folder} is no folder")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if len(files) < 2:
-        raise BadInput(f"{folder} holds {len(files)} images ({', '.join(sorted(SUFFIXES))}); a FID takes two at least")
-    return files
-
-
 def read_images(files: list[Path], batch: int) -> Iterator[Tensor]:
     """uint8 batches (N, 3, H, W) of image files, decoded while the batch before is looked at.
 
@@ -337,8 +327,7 @@ def read_images(files: list[Path], batch: int) -> Iterator[Tensor]:
 
     def read(path: Path) -> Tensor:
         try:
-            with Image.open(path) as image:
-                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            return data.read_image(path.read_bytes())
         except Exception as error:  # Pillow's decoders raise almost anything
             raise BadInput(f"{path} is no image that Pillow can read ({error})") from error
 

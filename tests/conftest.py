@@ -50,7 +50,8 @@ class Spy:
 
 
 class Server:
-    """Serve `.content` on 127.0.0.1, `.cut` short if wanted; note the `.ranges` asked for, obeyed if it `.resumes`."""
+    """Serve `.content` on 127.0.0.1, `.cut` short if wanted; note what is `.asked` for, and `.ranges` of it, which are
+    obeyed if it `.resumes`."""
 
     def __init__(self):
         outer = self
@@ -59,6 +60,7 @@ class Server:
             def do_GET(self):
                 asked = self.headers.get("Range")
                 outer.ranges.append(asked)
+                outer.asked.append(self.path)
                 asked = asked if outer.resumes else None
                 start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
                 if start >= len(outer.content):
@@ -73,7 +75,7 @@ class Server:
             def log_message(self, *args):
                 pass
 
-        self.content, self.cut, self.resumes, self.ranges = b"", None, True, []
+        self.content, self.cut, self.resumes, self.ranges, self.asked = b"", None, True, [], []
         self.http = HTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/cifar-10-binary.tar.gz"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()

@@ -1,10 +1,15 @@
+import dataclasses
 import hashlib
 import io
+import pickle
 import tarfile
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import data
 import files
@@ -114,48 +119,102 @@ def test_resize_takes_the_mean_of_each_area():
     assert torch.equal(data.resize(images, 4), images)
 
 
-# --- CIFAR-10 ---
+# --- published datasets ---
 
 
-def batch_of(first: int, n: int = 2) -> tuple[bytes, np.ndarray]:
-    """n records with random pixels, and those pixels as (n, 3, 32, 32)."""
-    pixels = np.random.RandomState(first).randint(0, 256, (n, 3, 32, 32)).astype(np.uint8)
-    labels = np.arange(n, dtype=np.uint8) % 10
-    return b"".join(bytes([label]) + image.tobytes() for label, image in zip(labels, pixels, strict=True)), pixels
+def load(name, root, size):
+    return data.load(name, str(root), size, seed=0)
 
 
-@pytest.fixture
-def miniature(tmp_path):
-    """A --data-dir in the official layout with two records a file, and their pixels."""
-    folder = tmp_path / "mini" / "cifar-10-batches-bin"
+def random_pixels(n, size, seed=0):
+    return np.random.RandomState(seed).randint(0, 256, (n, 3, size, size)).astype(np.uint8)
+
+
+def pickled_by_python_2(pixels, **others):
+    """A pickle as CIFAR's official ones are: protocol 2, strings of bytes, an old name for numpy's module."""
+    n, raw = len(pixels), pixels.tobytes()
+    text = b"".join(
+        b"U" + bytes([len(k)]) + k.encode() + b"U" + bytes([len(v)]) + v.encode() for k, v in others.items()
+    )
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    array += b"(K\x01M" + n.to_bytes(2, "little") + b"M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+    array += b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array += b"\x89T" + len(raw).to_bytes(4, "little") + raw + b"tb"
+    labels = b"](" + b"".join(bytes([ord("K"), i % 10]) for i in range(n)) + b"e"
+    return b"\x80\x02}(" + text + b"U\x04data" + array + b"U\x06labels" + labels + b"u."
+
+
+def official(name, folder):
+    """Write a miniature of a published dataset into `folder`, in its true format; return its training images."""
     folder.mkdir(parents=True)
-    pixels = []
+    batches = {"cifar-10-batches-bin": 5, "cifar-10-batches-py": 5}.get(name, 1)
+    pixels = [random_pixels(2, 96 if name == "stl10_binary" else 32, seed) for seed in range(batches)]
+    for i, images in enumerate(pixels, 1):
+        if name == "cifar-10-batches-bin":
+            content = b"".join(bytes([9 * j]) + image.tobytes() for j, image in enumerate(images))
+            (folder / f"data_batch_{i}.bin").write_bytes(content)
+        elif name == "cifar-10-batches-py":
+            content = pickled_by_python_2(images, batch_label=f"training batch {i} of 5")
+            (folder / f"data_batch_{i}").write_bytes(content)
+        elif name == "cifar-100-binary":
+            content = b"".join(bytes([19 * j, 99 * j]) + image.tobytes() for j, image in enumerate(images))
+            (folder / "train.bin").write_bytes(content)
+        elif name == "cifar-100-python":
+            (folder / "train").write_bytes(pickled_by_python_2(images))
+        elif name == "stl10_binary":  # a column of red pixels after the other, then green, then blue
+            content = bytes(
+                image[channel, row, column]
+                for image in images
+                for channel in range(3)
+                for column in range(96)
+                for row in range(96)
+            )
+            (folder / "unlabeled_X.bin").write_bytes(content)
+    (folder / "readme.html").write_text("what else is in the archive")
+    return torch.from_numpy(np.concatenate(pixels))
+
+
+FOLDERS = {
+    "cifar-10-batches-bin": "cifar10",
+    "cifar-10-batches-py": "cifar10",
+    "cifar-100-binary": "cifar100",
+    "cifar-100-python": "cifar100",
+    "stl10_binary": "stl10",
+}
+
+
+@pytest.mark.parametrize("folder, name", FOLDERS.items())
+def test_pixels_and_order(tmp_path, folder, name):
+    pixels = official(folder, tmp_path / folder)
+    size = pixels.shape[-1]
+    assert torch.equal(load(name, tmp_path, size), pixels)
+    assert torch.equal(load(name, tmp_path / folder, size), pixels)
+    small = load(name, tmp_path, 16)
+    assert small.dtype == torch.uint8 and torch.equal(small, data.resize(pixels, 16))
+
+
+def test_cifar_record_layout(tmp_path):
+    """The labels, then 1,024 red, 1,024 green, 1,024 blue bytes, each plane row by row."""
+    planes = bytes([10] * 1024) + bytes([20] * 1024) + bytes(range(256)) * 4
     for i in range(1, 6):
-        content, images = batch_of(i)
-        (folder / f"data_batch_{i}.bin").write_bytes(content)
-        pixels.append(images)
-    return folder.parent, torch.from_numpy(np.concatenate(pixels))
+        (tmp_path / f"data_batch_{i}.bin").write_bytes(bytes([7]) + planes)
+    (tmp_path / "train.bin").write_bytes(bytes([7, 70]) + planes)
+    for image in (load("cifar10", tmp_path, 32)[0], load("cifar100", tmp_path, 32)[0]):
+        assert (image[0] == 10).all() and (image[1] == 20).all()
+        assert image[2, 0, :3].tolist() == [0, 1, 2] and image[2, 1, 0] == 32
 
 
-def test_cifar10_pixels_and_order(miniature):
-    root, pixels = miniature
-    assert torch.equal(data.cifar10(str(root)), pixels)
-    assert torch.equal(data.cifar10(str(root / "cifar-10-batches-bin")), pixels)
-    assert data.cifar10(str(root), size=16).shape == (10, 3, 16, 16)
-
-
-def test_cifar10_record_layout(tmp_path):
-    """A label, then 1,024 red, 1,024 green, 1,024 blue bytes, each plane row by row."""
-    record = bytes([7]) + bytes([10] * 1024) + bytes([20] * 1024) + bytes(range(256)) * 4
-    for i in range(1, 6):
-        (tmp_path / f"data_batch_{i}.bin").write_bytes(record)
-    image = data.cifar10(str(tmp_path))[0]
-    assert (image[0] == 10).all() and (image[1] == 20).all()
-    assert image[2, 0, :3].tolist() == [0, 1, 2] and image[2, 1, 0] == 32
+def test_stl10_is_stored_column_by_column(tmp_path):
+    """The second byte of an image is the pixel *below* the first one, and not the one to the right of it."""
+    content = bytes(i % 251 for i in range(9216)) + bytes([20] * 9216) + bytes([30] * 9216)
+    (tmp_path / "unlabeled_X.bin").write_bytes(content)
+    image = load("stl10", tmp_path, 96)[0]
+    assert image[0, :3, 0].tolist() == [0, 1, 2] and image[0, 0, 1] == 96
+    assert (image[1] == 20).all() and (image[2] == 30).all()
 
 
 def test_real_images(real_images):
-    images = data.cifar10(str(real_images))
+    images = load("cifar10", real_images, 32)
     assert images.shape == (5085, 3, 32, 32) and images.dtype == torch.uint8
     assert hashlib.sha256(images[0].numpy()).hexdigest() != hashlib.sha256(images[1017].numpy()).hexdigest()
     # the per-channel means of CIFAR-10 are known: 0.4914, 0.4822, 0.4465
@@ -163,8 +222,7 @@ def test_real_images(real_images):
     torch.testing.assert_close(means, torch.tensor([0.4914, 0.4822, 0.4465]).double(), atol=0.01, rtol=0)
 
 
-def damage(folder, how):
-    path = folder / "data_batch_3.bin"
+def damage(path, how):
     if how == "missing":
         path.unlink()
     elif how == "cut":
@@ -172,23 +230,171 @@ def damage(folder, how):
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "other":
-        path.write_bytes(bytes([200]) * 3073)
+        path.write_bytes(bytes([200]) * path.stat().st_size)
 
 
 @pytest.mark.parametrize("how", ["missing", "cut", "empty", "other"])
-def test_damaged_batch_is_named(miniature, how):
-    root, _ = miniature
-    damage(root / "cifar-10-batches-bin", how)
-    with pytest.raises(BadInput, match="data_batch_3.bin"):
-        data.cifar10(str(root))
+@pytest.mark.parametrize(
+    "folder, file", [("cifar-10-batches-bin", "data_batch_3.bin"), ("cifar-10-batches-py", "data_batch_3")]
+)
+def test_damaged_batch_is_named(tmp_path, folder, file, how):
+    official(folder, tmp_path / folder)
+    damage(tmp_path / folder / file, how)
+    with pytest.raises(BadInput, match=file):
+        load("cifar10", tmp_path, 32)
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "other"])
+def test_damaged_file_is_named(tmp_path, how):
+    for folder, file in (
+        ("cifar-100-binary", "train.bin"),
+        ("cifar-100-python", "train"),
+        ("stl10_binary", "unlabeled_X.bin"),
+    ):
+        official(folder, tmp_path / how / folder)
+        damage(tmp_path / how / folder / file, how)
+        if (folder, how) != ("stl10_binary", "other"):  # any bytes are STL-10 images
+            with pytest.raises(BadInput, match=f"{folder}/{file}"):
+                load(FOLDERS[folder], tmp_path / how / folder, 32)
+
+
+class Payload:
+    """Code that runs when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda trace: pickle.dumps({"data": Payload(trace)}),
+        lambda trace: pickle.dumps(Payload(trace), protocol=0),
+        lambda trace: f"cos\nsystem\n(S'touch {trace}'\ntR.".encode(),
+        lambda trace: f"cbuiltins\neval\n(S'open({str(trace)!r}, \"w\")'\ntR.".encode(),
+        lambda trace: pickle.dumps({"data": np.array([Payload(trace)])}),
+        lambda trace: pickle.dumps({"data": [[1] * 3072]}),
+        lambda trace: pickle.dumps({"labels": [1, 2]}),
+    ],
+)
+def test_a_pickle_that_is_no_batch_is_refused_and_never_run(tmp_path, content):
+    official("cifar-10-batches-py", tmp_path / "cifar-10-batches-py")
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(content(tmp_path / "it-ran"))
+    with pytest.raises(BadInput, match="data_batch_1 is no CIFAR batch for Python.*fetch it again") as refusal:
+        load("cifar10", tmp_path, 32)
+    assert "\n" not in str(refusal.value) and not (tmp_path / "it-ran").exists()
 
 
 def test_image_folder_where_cifar_is_expected(tmp_path):
     (tmp_path / "cat.png").write_bytes(b"")
     with pytest.raises(BadInput, match="no cifar-10-batches-bin/data_batch_1.bin in it"):
-        data.cifar10(str(tmp_path))
+        load("cifar10", tmp_path, 32)
     with pytest.raises(BadInput, match="no such directory"):
-        data.cifar10(str(tmp_path / "nowhere"))
+        load("cifar10", tmp_path / "nowhere", 32)
+
+
+# --- folders of images ---
+
+
+def picture(pixels, **options):
+    """The bytes of an image file of uint8 (H, W) or (H, W, 3)."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, **options)
+    return file.getvalue()
+
+
+def test_folder_of_images(tmp_path):
+    """Every size, the square in the middle of each, in folders, too, in the order of their names."""
+    random = np.random.RandomState(0)
+    wide, high = (random.randint(0, 256, shape).astype(np.uint8) for shape in ((8, 13, 3), (10, 4, 3)))
+    grey = random.randint(0, 256, (4, 4)).astype(np.uint8)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.PNG").write_bytes(picture(wide, format="png"))
+    (tmp_path / "a.bmp").write_bytes(picture(high, format="bmp"))
+    (tmp_path / "c.png").write_bytes(picture(grey, format="png"))
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "._c.png").write_bytes(b"what macOS leaves on a stick")
+    images = load("folder", tmp_path, 4)
+    assert images.dtype == torch.uint8 and images.shape == (3, 3, 4, 4)
+    assert torch.equal(images[0], torch.from_numpy(high[3:7]).permute(2, 0, 1))
+    middle = wide[:, 2:10].reshape(4, 2, 4, 2, 3).mean((1, 3))
+    assert np.abs(images[1].permute(1, 2, 0).numpy() - middle).max() <= 0.5
+    assert torch.equal(images[2], torch.from_numpy(grey).expand(3, 4, 4))
+
+
+def test_unreadable_images_are_named(tmp_path):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    for name in ("a.png", "e.png"):
+        (tmp_path / name).write_bytes(picture(pixels, format="png"))
+    (tmp_path / "b.png").write_bytes(b"text")
+    (tmp_path / "c.jpg").write_bytes(picture(random_pixels(3, 64)[0].transpose(1, 2, 0), format="jpeg")[:300])
+    (tmp_path / "d.png").write_bytes(picture(np.zeros((8, 8), np.uint16), format="png"))
+    with pytest.raises(
+        BadInput, match=r"3 of 5 images .*: b.png \(.*\), c.jpg \(.*\), d.png \(.*more than 8 bits.*\)$"
+    ):
+        load("folder", tmp_path, 8)
+    with pytest.raises(BadInput, match="--dataset folder: which"):
+        data.load("folder", None, 8, seed=0)
+    with pytest.raises(BadInput, match="nowhere is no folder"):
+        load("folder", tmp_path / "nowhere", 8)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="empty holds no images"):
+        load("folder", tmp_path / "empty", 8)
+
+
+def tiny_imagenet():
+    """A miniature of its zip: {name: content}, and its training images; JPEGs of one colour keep it exactly."""
+    files, images = {"tiny-imagenet-200/": b"", "tiny-imagenet-200/words.txt": b"n02124075\tEgyptian cat"}, []
+    left, right = np.indices((64, 64))[1] < 32, np.indices((64, 64))[0] < 32
+    # the zip's order is another than the names'; and a string's, in which 10 is before 2, is torchvision's
+    for name in ("n02124075_1", "n01443537_0", "n01443537_2", "n01443537_10"):
+        value = len(files) * 10
+        grey = np.where(left & ~right, value, 200).astype(np.uint8)  # the lower left quarter is dark
+        pixels = grey if name.endswith("_2") else np.stack([grey, grey // 2, 255 - grey], axis=2)
+        content = picture(pixels, format="jpeg", quality=100, subsampling=0)
+        files[f"tiny-imagenet-200/train/{name[:9]}/images/{name}.JPEG"] = content
+        images.append((name, pixels if pixels.ndim == 3 else np.stack([pixels] * 3, axis=2)))
+    files["tiny-imagenet-200/train/n01443537/n01443537_boxes.txt"] = b"n01443537_0.JPEG\t0\t10\t63\t58"
+    files["tiny-imagenet-200/val/images/val_0.JPEG"] = content
+    files["tiny-imagenet-200/test/images/test_0.JPEG"] = content
+    return files, torch.from_numpy(np.stack([pixels for _, pixels in sorted(images)])).permute(0, 3, 1, 2)
+
+
+def zipped(files):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, content in files.items():
+            file.writestr(name, content)
+    return archive.getvalue()
+
+
+def publish(monkeypatch, name, content, site=None):
+    """Let `content` be the official archive of a dataset from now on, wherever it is published."""
+    source = data.SOURCES[name][0]
+    source = dataclasses.replace(source, md5=hashlib.md5(content).hexdigest(), site=site or source.site)
+    monkeypatch.setitem(data.SOURCES, name, [source, *data.SOURCES[name][1:]])
+    return source.archive
+
+
+def test_tiny_imagenet(tmp_path, monkeypatch):
+    files, pixels = tiny_imagenet()
+    for name, content in files.items():
+        path = tmp_path / "unpacked" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_bytes(content)
+    (tmp_path / "packed").mkdir()
+    archive = publish(monkeypatch, "tiny-imagenet", zipped(files))
+    (tmp_path / "packed" / archive).write_bytes(zipped(files))
+    for where in ("unpacked", "unpacked/tiny-imagenet-200", "packed"):
+        images = load("tiny-imagenet", tmp_path / where, 64)
+        assert images.shape == (4, 3, 64, 64)
+        assert (images.int() - pixels.int()).abs().max() <= 3, "a JPEG is not exact"
+        assert (load("tiny-imagenet", tmp_path / where, 2).int() - pixels[..., ::63, ::63].int()).abs().max() <= 3
+    assert [path.name for path in (tmp_path / "packed").iterdir()] == [archive], "it stays packed"
 
 
 # --- download ---
@@ -236,36 +442,95 @@ def test_no_server_writes_nothing(server, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cifar10_is_downloaded_once(server, tmp_path, monkeypatch, miniature):
-    root, pixels = miniature
+def packed(folder):
+    """The bytes of a .tar.gz with a folder, beside members that would go elsewhere."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        tar.add(root / "cifar-10-batches-bin", "cifar-10-batches-bin")
-    server.content = archive.getvalue()
-    monkeypatch.setattr(data, "CIFAR10_URL", server.url)
-    monkeypatch.setattr(data, "CIFAR10_MD5", hashlib.md5(server.content).hexdigest())
+        for name in ("../outside", f"{folder.name}/../../outside", "/tmp/dualmd-test-outside", f"{folder.name}/more"):
+            member = tarfile.TarInfo(name)
+            member.size = 4
+            tar.addfile(member, io.BytesIO(b"evil"))
+        tar.add(folder, folder.name)
+    return archive.getvalue()
+
+
+@pytest.mark.parametrize("folder, name", [(f, n) for f, n in FOLDERS.items() if f != "cifar-100-python"])
+def test_archives_are_downloaded_once_and_write_nothing_else(server, tmp_path, monkeypatch, folder, name):
+    pixels = official(folder, tmp_path / "official" / folder)
+    size = pixels.shape[-1]
+    server.content = packed(tmp_path / "official" / folder)
+    if folder == "cifar-10-batches-py":  # only the first source is downloaded
+        monkeypatch.setitem(data.SOURCES, name, data.SOURCES[name][1:])
+    archive = publish(monkeypatch, name, server.content, server.url.rpartition("/")[0] + "/")
     workdir = tmp_path / "elsewhere"
     workdir.mkdir()
     monkeypatch.chdir(workdir)
-    assert torch.equal(data.cifar10(), pixels)  # into the default data/
-    assert torch.equal(data.cifar10(), pixels)
-    assert len(server.ranges) == 1
-    assert [path.name for path in (workdir / "data").iterdir()] == ["cifar-10-batches-bin"]
+    assert torch.equal(data.load(name, None, size, 0), pixels)  # into the default data/
+    assert torch.equal(data.load(name, None, size, 0), pixels)
+    assert server.asked == [f"/{archive}"]
+    (file, *others) = data.SOURCES[name][0].files
+    expected = {"data", f"data/{folder}", *(f"data/{folder}/{name}" for name in (file, *others))}
+    assert {str(path.relative_to(workdir)) for path in workdir.rglob("*")} == expected
     # an archive fetched by hand serves as well, and one of other bytes is refused
     (tmp_path / "by-hand").mkdir()
-    by_hand = tmp_path / "by-hand" / "cifar-10-binary.tar.gz"
+    by_hand = tmp_path / "by-hand" / archive
     by_hand.write_bytes(server.content)
-    assert torch.equal(data.cifar10(str(tmp_path / "by-hand")), pixels)
+    assert torch.equal(load(name, tmp_path / "by-hand", size), pixels)
     assert by_hand.exists()
     (tmp_path / "wrong").mkdir()
-    (tmp_path / "wrong" / "cifar-10-binary.tar.gz").write_bytes(b"no archive")
+    (tmp_path / "wrong" / archive).write_bytes(b"no archive")
     with pytest.raises(BadInput, match="not the official archive"):
-        data.cifar10(str(tmp_path / "wrong"))
+        load(name, tmp_path / "wrong", size)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["by-hand", "elsewhere", "official", "wrong"]
+    assert not Path("/tmp/dualmd-test-outside").exists()
 
 
-def test_the_official_archive():
-    assert data.CIFAR10_URL == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-    assert data.CIFAR10_MD5 == "c32a1d4ab5d03f1284b67883e8d87530"
+def test_an_archive_with_a_link_for_a_file_is_refused(tmp_path, monkeypatch):
+    official("stl10_binary", tmp_path / "stl10_binary")
+    (tmp_path / "stl10_binary" / "unlabeled_X.bin").unlink()
+    (tmp_path / "stl10_binary" / "unlabeled_X.bin").symlink_to("/etc/passwd")
+    content = packed(tmp_path / "stl10_binary")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / publish(monkeypatch, "stl10", content)).write_bytes(content)
+    with pytest.raises(BadInput, match="stl10_binary.tar.gz: there is no stl10_binary/unlabeled_X.bin in it"):
+        load("stl10", tmp_path / "data", 96)
+    assert not list((tmp_path / "data").glob("*/*"))
+
+
+def test_a_zip_writes_nothing_at_all(server, tmp_path, monkeypatch):
+    files, pixels = tiny_imagenet()
+    evil = {"../outside.JPEG": b"evil", "/tmp/dualmd-test-outside": b"evil"}
+    evil["tiny-imagenet-200/train/../images/outside.JPEG"] = b"evil"
+    server.content = zipped(evil | files)
+    archive = publish(monkeypatch, "tiny-imagenet", server.content, server.url.rpartition("/")[0] + "/")
+    (tmp_path / "data").mkdir()
+    assert len(load("tiny-imagenet", tmp_path / "data", 64)) == len(pixels)
+    assert len(load("tiny-imagenet", tmp_path / "data", 64)) == len(pixels)
+    assert len(server.ranges) == 1
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["data", f"data/{archive}"]
+    assert not Path("/tmp/dualmd-test-outside").exists()
+
+
+def test_datasets_share_a_directory(server, tmp_path, monkeypatch):
+    """What is downloaded into a directory that has other datasets in it, and not into just any."""
+    official("cifar-10-batches-py", tmp_path / "data" / "cifar-10-batches-py")
+    pixels = official("cifar-100-binary", tmp_path / "official" / "cifar-100-binary")
+    server.content = packed(tmp_path / "official" / "cifar-100-binary")
+    publish(monkeypatch, "cifar100", server.content, server.url.rpartition("/")[0] + "/")
+    assert torch.equal(load("cifar100", tmp_path / "data", 32), pixels)
+
+
+def test_the_official_archives():
+    published = {source.archive: (source.site, source.md5) for sources in data.SOURCES.values() for source in sources}
+    toronto = "https://www.cs.toronto.edu/~kriz/"
+    assert published == {
+        "cifar-10-binary.tar.gz": (toronto, "c32a1d4ab5d03f1284b67883e8d87530"),
+        "cifar-10-python.tar.gz": (toronto, "c58f30108f718f92721af3b95e74349a"),
+        "cifar-100-binary.tar.gz": (toronto, "03b5dce01913d631647c71ecec9e9cb8"),
+        "cifar-100-python.tar.gz": (toronto, "eb9058c3a382ffc7106e4002c42a8d85"),
+        "stl10_binary.tar.gz": ("http://ai.stanford.edu/~acoates/stl10/", "91f7769df0f17e558f3565bffb0c7dfb"),
+        "tiny-imagenet-200.zip": ("http://cs231n.stanford.edu/", "90528d7ca1a48142e341f4ef8d21d0de"),
+    }
 
 
 def test_atomic_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -313,7 +578,5 @@ def test_toy_images_are_all_different():
     assert distance.min() > 2  # of 768 values in [-1, 1]; two random images are about 20 apart
 
 
-def test_load_names_the_datasets(miniature):
-    root, pixels = miniature
-    assert torch.equal(data.load("cifar10", str(root), 32, seed=0), pixels)
+def test_load_names_the_datasets():
     assert torch.equal(data.load("toy", None, 16, seed=2)[:2], data.toy(16, seed=2, n=2))

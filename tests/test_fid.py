@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import data
 import fid
 from files import BadInput
 
@@ -249,7 +250,7 @@ def test_images_come_in_order_and_from_every_mode(tmp_path):
     Image.fromarray(np.dstack([colour, np.full((4, 6), 9, np.uint8)])).save(
         tmp_path / "a.webp", lossless=True, exact=True
     )
-    paths = fid.image_files(tmp_path)
+    paths = data.image_files(tmp_path)
     assert [path.name for path in paths] == ["a.webp", "b.png", "c.tif"]
     a, b, c = torch.cat(list(fid.read_images(paths, 2)))
     assert torch.equal(b, torch.from_numpy(colour).permute(2, 0, 1)) and torch.equal(a, b)

@@ -2,14 +2,16 @@
 
 A run directory holds up to six: all.pt, A.pt, B.pt, distill-cross.pt, distill-average.pt and an
 attacker's reference.pt; and an `.unfinished` file for each training that is not over.
-Nothing outside this module knows the format. Files are read with `weights_only=True`: as data, never
-as code.
+Nothing outside this module knows the format, nor that of the field, pytorch-ddpm's, in which models
+come in and go out. Files are read with `weights_only=True`: as data, never as code.
 """
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from unet import UNet, UNetConfig
 
 FORMAT = "dualmd checkpoint 1"
 KIND = "a checkpoint of this project"
+PUBLISHED_KIND = "a checkpoint in pytorch-ddpm's format"
 NAMES = ("all", "A", "B", "distill-cross", "distill-average", "reference")
 
 
@@ -71,7 +74,8 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint, to the CPU. Raises BadInput where there is none, or the file is none of ours."""
     content = read_tensors(path, KIND)
     if content.pop("format", None) != FORMAT:
-        raise BadInput(f"{path} is not {KIND}: it does not say {FORMAT!r}")
+        hint = "; evaluate.py --checkpoint attacks those of pytorch-ddpm" if "ema_model" in content else ""
+        raise BadInput(f"{path} is not {KIND}: it does not say {FORMAT!r}{hint}")
     try:
         content["split"], content["unet"] = Split(**content["split"]), UNetConfig(**content["unet"])
         checkpoint = Checkpoint(**content)
@@ -183,3 +187,86 @@ def _require_same_settings(found: dict, wanted: dict, path: Path) -> None:
                 f"{path} was trained with {key} = {found.get(key)}, not {wanted[key]}: "
                 "--restart begins anew, --run names another directory"
             )
+
+
+# --- the field's format: what pytorch-ddpm writes, and SecMI, PIA and SimA read ------------------------
+#
+# A dict whose "ema_model" holds the weights ("net_model" those that are not averaged), named as unet.py names them but
+# for the time embedding, of which it has the table, too. No size is written down; every GroupNorm has 32 groups.
+
+GROUPS = 32
+TABLE = "time_embedding.timembedding.0.weight"  # (T, ch)
+
+
+def load_published(path: Path, dataset: dict, split: Split) -> Checkpoint:
+    """A model in pytorch-ddpm's format, to the CPU, as the undefended one of this dataset and split.
+
+    Its sizes are inferred from the shapes; the dropout that it was trained with leaves no trace. Raises BadInput
+    where the file is none such, or holds another network.
+    """
+    content = read_tensors(path, PUBLISHED_KIND)
+    if content.get("format") == FORMAT:
+        raise BadInput(f"{path} is {KIND}: name its directory with --run")
+    if not isinstance(content.get("ema_model"), dict):
+        raise BadInput(f"{path} is not {PUBLISHED_KIND}: it has no ema_model")
+    # the prefix is DataParallel's
+    weights = {str(name).removeprefix("module."): value for name, value in content["ema_model"].items()}
+    try:
+        unet, table = _sizes_of(weights), weights.pop(TABLE)
+        weights = {name.replace(".timembedding.", "."): value.float() for name, value in weights.items()}
+        model = UNet(unet)
+        model.load_state_dict(weights)
+        off = (model.time_embedding[0](torch.arange(len(table))) - table).abs().max().item()
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise BadInput(f"{path} holds another network than pytorch-ddpm's ({reason})") from error
+    if not off < 1e-3:
+        raise BadInput(f"{path} holds another network than pytorch-ddpm's: its table of timesteps is off by {off:.3g}")
+    settings = {"seed": dataset["seed"], "epochs": None}
+    result = Checkpoint("all", dataset, split, split.members, settings, unet, weights)
+    result.schedule["T"] = len(table)
+    return result
+
+
+def _sizes_of(weights: dict[str, Tensor]) -> UNetConfig:
+    """The sizes of a U-Net, from the names and shapes of its weights on the way down."""
+    levels = [[]]  # of each level the names of its residual blocks
+    for layer in itertools.count():
+        name = f"downblocks.{layer}"
+        if f"{name}.block1.2.weight" in weights:
+            levels[-1].append(name)
+        elif f"{name}.main.weight" in weights:
+            levels.append([])
+        else:
+            break
+    ch = len(weights["head.weight"])
+    mult = tuple(len(weights[f"{level[0]}.block1.2.weight"]) // ch for level in levels)
+    attn = tuple(i for i, level in enumerate(levels) if f"{level[0]}.attn.proj_q.weight" in weights)
+    return UNetConfig(ch, mult, attn, blocks=len(levels[0]), groups=GROUPS)
+
+
+def require_publishable(unet: UNetConfig) -> None:
+    """Raise BadInput where pytorch-ddpm's network would take the weights, and compute something else with them."""
+    if unet.groups != GROUPS:
+        raise BadInput(
+            f"--export: this preset has GroupNorm({unet.groups}), pytorch-ddpm's network GroupNorm({GROUPS}): it would "
+            "load the weights and compute something else; a model of --preset cifar10 can be exported"
+        )
+
+
+def publish(checkpoint: Checkpoint, path: Path) -> Path:
+    """Write a model into `path` in pytorch-ddpm's format; and whom it was trained on, in SecMI's, into an .npz beside.
+
+    "net_model", too, are the averaged weights, for no others are kept. Returns the .npz's path.
+    """
+    embedding = checkpoint.eps_model().time_embedding[0]
+    weights = {TABLE: embedding(torch.arange(checkpoint.schedule["T"]))}
+    for name, value in checkpoint.weights.items():
+        weights[name.replace("time_embedding.", "time_embedding.timembedding.")] = value
+    split, nonmembers = path.with_name(f"{path.stem}-split.npz"), checkpoint.split.nonmembers
+    with atomic_write(split) as temporary, open(temporary, "wb") as file:
+        members = checkpoint.trained_on.numpy()
+        np.savez(file, mia_train_idxs=members, mia_eval_idxs=nonmembers[: len(members)].numpy())
+    with atomic_write(path) as temporary:
+        torch.save({"net_model": weights, "ema_model": weights}, temporary)
+    return split

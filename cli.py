@@ -10,6 +10,7 @@ import torch
 
 from data import DATASETS
 from files import BadInput
+from unet import UNetConfig
 
 ATTACKS = ["loss", "sima", "pia", "secmi"]  # --attack's default: what takes minutes for a whole study on a laptop
 
@@ -27,8 +28,13 @@ def parser(description: str, example: str, runs: str | None = None) -> argparse.
     result = plain_parser(description, example)
     result.add_argument("--dataset", choices=DATASETS, default="cifar10", help="default: %(default)s")
     result.add_argument("--run", type=Path, nargs=runs, help="directory of the run's models (default: runs/DATASET)")
-    result.add_argument("--data-dir", help="where CIFAR-10 is, or is downloaded to (default: data/)")
+    result.add_argument("--data-dir", help="where the images are, or are downloaded to (default: data/)")
     return result
+
+
+def add_member_split(parser: argparse._ActionsContainer) -> None:
+    help = "who is a member: an .npz with mia_train_idxs and mia_eval_idxs, as SecMI's authors publish it"
+    parser.add_argument("--member-split", metavar="NPZ", type=Path, help=f"{help} (default: split by --seed)")
 
 
 def run_directory(args: argparse.Namespace) -> Path:
@@ -66,6 +72,15 @@ def natural(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a positive whole number")
     return value
+
+
+def require_size(size: int, unet: UNetConfig) -> None:
+    """Raise BadInput for a --size of images that this network cannot halve and double again."""
+    halvings = len(unet.mult) - 1
+    if size % 2**halvings:
+        raise BadInput(
+            f"--size {size}: must be a multiple of {2**halvings}, for this network halves it {halvings} times"
+        )
 
 
 def seed(text: str) -> int:

@@ -1,6 +1,7 @@
 """Attack every model of a run, and write how well each attack tells members from non-members.
 
     python evaluate.py --attack pia        python evaluate.py --memorization        python evaluate.py --fid
+    python evaluate.py --list              python evaluate.py --checkpoint FILE --member-split NPZ --attack pia
 
 It prints a table and leaves it in the run's directory, with figures: table.md, results.json, epochs.json, *.png.
 Given several runs that differ in their seed, it writes the mean and the range over these trainings. An AUC of
@@ -8,7 +9,8 @@ Given several runs that differ in their seed, it writes the mean and the range o
 model, each attack is made a second time with it, as ATTACK-ref. With --memorization no model is attacked, but
 each generates images, and how many are copies of training images goes into memorization.md, .json and .png. With
 --fid, how far what they generate is from the members, and from held-out images, goes into fid.md and fid.json; given
-an --attack too, into columns of its table.
+an --attack too, into columns of its table. With --checkpoint, what is judged is a model of pytorch-ddpm's, like those
+that SecMI, PIA and SimA attack. With --list, nothing is judged, but said which models there are.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from torch import Tensor
 import attacks
 import checkpoint
 import cli
+import data
 import fid
 import figures
 import metrics
@@ -52,19 +55,39 @@ def main() -> None:
     parser.add_argument("--t", type=int, help="timestep of the published protocol (default: each attack's own)")
     parser.add_argument("--grid", type=int, nargs="+", default=GRID, help="timesteps of the adaptive one: %(default)s")
     parser.add_argument("--reference", type=Path, help="the attacker's own model (default: each run's reference.pt)")
-    generating = parser.add_mutually_exclusive_group()
-    generating.add_argument("--memorization", action="store_true", help="generate images, and look for copies")
-    generating.add_argument("--fid", action="store_true", help="generate images, and measure their quality")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--memorization", action="store_true", help="generate images, and look for copies")
+    instead.add_argument("--fid", action="store_true", help="generate images, and measure their quality")
+    instead.add_argument("--list", action="store_true", help="show which models are in --run (default: runs/)")
     fid.add_weights(parser)
     parser.add_argument("--n", type=cli.natural, help="images to generate, a model (default: as many as members)")
+    published = parser.add_argument_group("a model in pytorch-ddpm's format, as SecMI, PIA and SimA publish theirs")
+    published.add_argument("--checkpoint", metavar="FILE", type=Path, help="judge it instead of a run's models")
+    cli.add_member_split(published)
+    published.add_argument("--members", type=cli.natural, help="judge it by so many of them (default: by all)")
+    published.add_argument("--size", type=cli.natural, help="side of its images, in pixels (default: 32)")
     parser.add_argument("--batch", type=cli.natural, default=64, help="images at a time (default: %(default)s)")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of the attacker's noise (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="directory to write into (default: the run's, or that of all runs)")
     parser.add_argument("--print-only", action="store_true", help="write neither table nor figures")
     args = parser.parse_args()
-    runs = args.run or [cli.run_directory(args)]
+    if args.list:
+        list_models(args.run or [Path("runs")])
+        return
+    if args.checkpoint:
+        if args.run:
+            raise BadInput("--checkpoint and --run: one at a time")
+        runs = [args.out or Path("runs") / args.checkpoint.stem]  # which has no models, but all that is found out
+        trainings = [published_model(runs[0], args)]
+    else:
+        for flag in ("member_split", "members", "size"):
+            if getattr(args, flag) is not None:
+                raise BadInput(
+                    f"--{flag.replace('_', '-')} belongs to --checkpoint; the models of a run know their own"
+                )
+        runs = args.run or [cli.run_directory(args)]
+        trainings = [Training(run, args, reference=args.reference) for run in runs]
     out = args.out or (runs[0] if len(runs) == 1 else Path(os.path.commonpath([run.absolute() for run in runs])))
-    trainings = [Training(run, args, reference=args.reference) for run in runs]
     require_comparable(trainings)
     inception = fid.load(args.inception_weights, args.device) if args.fid else None
     if not args.print_only:
@@ -86,6 +109,56 @@ def require_references(trainings: list[Training]) -> bool:
             "(python train.py --split reference)"
         )
     return not without
+
+
+# --- which models --------------------------------------------------------------------------------
+
+
+def published_model(run: Path, args: argparse.Namespace) -> Training:
+    """The model of --checkpoint as the undefended one of a run; says what has been inferred of it."""
+    dataset = {"name": args.dataset, "data_dir": args.data_dir, "size": args.size or 32, "seed": args.seed}
+    images = data.load(*dataset.values())
+    dataset["sha256"] = data.fingerprint(images)
+    split = data.index_split(len(images), args.members, args.seed, args.member_split)
+    model = checkpoint.load_published(args.checkpoint, dataset, split)
+    cli.require_size(dataset["size"], model.unet)
+    if args.member_split is None:
+        print(f"no --member-split: taken for members are those that train.py --seed {args.seed} would train on")
+    unet, T = model.unet, model.schedule["T"]
+    print(
+        f"{args.checkpoint}: {unet.ch} channels times {unet.mult}, {unet.blocks} blocks a level, attention at levels "
+        f"{unet.attn}, {parameters(model):,} parameters, T = {T:,}",
+        flush=True,
+    )
+    return Training(run, args, images, args.reference, {"all": model})
+
+
+def parameters(model: checkpoint.Checkpoint) -> int:
+    return sum(weight.numel() for weight in model.weights.values())
+
+
+def list_models(roots: list[Path]) -> None:
+    """A line for each finished model in these directories and those below, without snapshots."""
+    paths = [path for root in roots for path in sorted(root.rglob("*.pt")) if path.stem in checkpoint.NAMES]
+    rows, unreadable = [], []
+    for path in [path for path in paths if not path.parent.name.startswith("epoch-")]:
+        try:
+            model = checkpoint.load(path)
+        except BadInput as error:
+            unreadable.append(str(error))
+            continue
+        size, count, settings = model.dataset["size"], len(model.split.members), model.settings
+        cells = path, model.dataset["name"], f"{size}x{size}", f"{len(model.trained_on):,}", f"{count:,}"
+        cells += f"{settings['epochs']:,}", settings["seed"], f"{parameters(model):,}", path.stat().st_size // 1000
+        rows.append([str(cell) for cell in cells])
+    if rows:
+        names = "model", "dataset", "images", "trained on", "members", "epochs", "seed", "parameters", "kB"
+        table = [(name, max(map(len, column))) for name, *column in zip(names, names, *rows, strict=True)]
+        dashes = ["-" * width for _, width in table]
+        print(*(columns(list(cells), table) for cells in (names, dashes, *rows)), sep="\n")
+    elif not unreadable:
+        raise BadInput(f"no trained model in {', '.join(map(str, roots))}: train one (python train.py --split A)")
+    print(*unreadable, sep="\n", end="\n" if unreadable else "")
 
 
 # --- membership inference -------------------------------------------------------------------------
@@ -133,7 +206,7 @@ def membership(
         return
 
     cheap = {attack: t for attack, t in fixed.items() if attack in ("loss", "pia")}
-    underway = [row for training in trainings for row in over_epochs(training, cheap)]
+    underway = [row for training in trainings if not args.checkpoint for row in over_epochs(training, cheap)]
     write(out, {"table.md": lines + closing, "results.json": rows, "epochs.json": underway})
     figures.roc_curves(out / "roc.png", curves)
     figures.histograms(out / "histograms.png", histograms, fixed)

@@ -51,7 +51,9 @@ def main() -> None:
     parser = cli.parser(__doc__.partition("\n")[0], "python reproduce.py --dataset cifar10 --seeds 3")
     parser.set_defaults(dataset="toy")
     parser.add_argument("--preset", help="as of train.py (default: tiny; for real images on a GPU, cifar10)")
+    parser.add_argument("--size", type=cli.natural, help="side of the images, in pixels (default: the preset's)")
     parser.add_argument("--members", type=cli.natural, help="images of A and B together (default: see SIZES)")
+    cli.add_member_split(parser)
     parser.add_argument("--epochs", type=cli.natural, help="of every training (default: see SIZES)")
     parser.add_argument("--seeds", type=cli.natural, default=1, help="trainings of everything (default: %(default)s)")
     parser.add_argument(
@@ -120,9 +122,10 @@ def study(args: argparse.Namespace, cores: int, with_fid: bool) -> list[Job]:
         for targets in ("cross", "average"):
             student = model[f"distill-{targets}"]
             add("train.py", "--distill", targets, *into, needs=[model["A"], model["B"]], makes=[student])
-        # the attacker's own model, for the attacks that are calibrated with it
-        reference = run / "reference.pt"
-        add("train.py", "--split", "reference", "--run", run, *size, "--seed", seed, makes=[reference])
+        # the attacker's own model, for the attacks that are calibrated with it; of all images none is left for it
+        if sizes(args)["preset"] != "cifar10" or sizes(args)["members"]:
+            reference = run / "reference.pt"
+            add("train.py", "--split", "reference", "--run", run, *size, "--seed", seed, makes=[reference])
         if seed == 0:
             for name in ("all", "dual", "distill-cross", "distill-average"):
                 teachers = [model["A"], model["B"]] if name == "dual" else [model[name]]
@@ -143,9 +146,10 @@ def study(args: argparse.Namespace, cores: int, with_fid: bool) -> list[Job]:
 
 def sizes(args: argparse.Namespace) -> dict[str, object]:
     """The flags of train.py that say how large a training is; None where it is left to the preset."""
-    preset = args.preset or ("cifar10" if (args.dataset, args.device.type) == ("cifar10", "cuda") else "tiny")
+    preset = args.preset or ("cifar10" if args.dataset != "toy" and args.device.type == "cuda" else "tiny")
     members, epochs = SIZES.get((args.dataset, preset), (None, None))
-    return {"preset": preset, "members": args.members or members, "epochs": args.epochs or epochs}
+    found = {"preset": preset, "members": args.members or members, "epochs": args.epochs or epochs, "size": args.size}
+    return found | {"member_split": args.member_split and str(args.member_split)}
 
 
 def require_same_study(model: Path, wanted: dict[str, object]) -> None:

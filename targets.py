@@ -55,14 +55,20 @@ class Training:
 
     Scores are computed only once, and kept in its scores/; generated images in generated/, what Inception makes of
     images in fid/. They are good for as long as nothing changes that they depend on, the code included.
-    `reference` names the checkpoint of a reference model; by default it is the run's own, if there is one.
+    `reference` names the checkpoint of a reference model; by default it is the run's own, if there is one. `models`
+    are by default the run's.
     """
 
     def __init__(
-        self, run: Path, args: argparse.Namespace, images: Tensor | None = None, reference: Path | None = None
+        self,
+        run: Path,
+        args: argparse.Namespace,
+        images: Tensor | None = None,
+        reference: Path | None = None,
+        models: dict[str, checkpoint.Checkpoint] | None = None,
     ):
         self.run, self.args = run, args
-        self.models = checkpoint.load_run(run)
+        self.models = models or checkpoint.load_run(run)
         self.first = next(iter(self.models.values()))
         self.images = checkpoint.load_images(self.first, args.data_dir) if images is None else images
         checkpoint.require_images(self.first, self.images)

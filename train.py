@@ -59,8 +59,9 @@ def parse_args():
     )
     which.add_argument("--distill", choices=["cross", "average"], help="train a student on the run's A and B")
     parser.add_argument("--preset", choices=PRESETS, help="sizes and schedule (default: cifar10 with a GPU, else tiny)")
+    parser.add_argument("--size", type=cli.natural, help="side of the images, in pixels (default: the preset's)")
     parser.add_argument("--members", type=cli.natural, help="images of A and B together (default: the preset's)")
-    parser.add_argument("--member-split", type=Path, help="a published split: .npz, mia_train_idxs and mia_eval_idxs")
+    cli.add_member_split(parser)
     parser.add_argument("--epochs", type=cli.natural, help="times that each image is seen (default: the preset's)")
     parser.add_argument("--seed", type=cli.seed, help="everything random hangs on it (default: 0)")
     parser.add_argument(
@@ -71,6 +72,7 @@ def parse_args():
         help="keep the model after each N-th of its epochs, too",
     )
     parser.add_argument("--restart", action="store_true", help="begin anew, even if this model is trained already")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write the model in pytorch-ddpm's format, too")
     return parser.parse_args()
 
 
@@ -83,8 +85,8 @@ def main() -> None:
     if args.distill:
         a, b = (checkpoint.load(checkpoint.path_in(run, half)) for half in "AB")
         checkpoint.require_same_images(a, b, run)
-        for flag in ("preset", "members", "member_split", "seed"):
-            given, theirs = getattr(args, flag), a.settings[flag]
+        for flag in ("preset", "size", "members", "member_split", "seed"):
+            given, theirs = getattr(args, flag), (a.dataset | a.settings)[flag]
             if given is not None and str(given) != str(theirs):
                 raise BadInput(f"--{flag.replace('_', '-')} {given}: the teachers in {run}/ were trained with {theirs}")
         settings = a.settings | {"targets": args.distill}
@@ -96,15 +98,16 @@ def main() -> None:
         preset_name = args.preset or ("cifar10" if device.type == "cuda" else "tiny")
         preset, seed = PRESETS[preset_name], args.seed or 0
         reason = "as --preset says" if args.preset else f"because the device is {device}"
-        print(f"preset {preset_name}, {reason}: {preset['size']}x{preset['size']} images, {preset['unet'].ch} channels")
-        images = data.load(args.dataset, args.data_dir, preset["size"], seed)
+        config, size = preset["unet"], args.size or preset["size"]
+        cli.require_size(size, config)
+        print(f"preset {preset_name}, {reason}: {size}x{size} images, {config.ch} channels")
+        images = data.load(args.dataset, args.data_dir, size, seed)
         split = data.index_split(len(images), args.members or preset["members"], seed, args.member_split)
-        dataset = {"name": args.dataset, "data_dir": args.data_dir, "size": preset["size"], "seed": seed}
+        dataset = {"name": args.dataset, "data_dir": args.data_dir, "size": size, "seed": seed}
         dataset["sha256"] = data.fingerprint(images)
         settings = {"preset": preset_name, "seed": seed, "members": len(split.members)} | preset["train"]
         settings["member_split"] = args.member_split and str(args.member_split)
         settings["targets"] = "noise"
-        config = preset["unet"]
     settings["epochs"] = args.epochs or settings["epochs"]
     trained_on = {"A": split.a, "B": split.b, "reference": split.reference}.get(name, split.members)
     if len(trained_on) == 0:
@@ -115,8 +118,12 @@ def main() -> None:
 
     result = checkpoint.Checkpoint(name, dataset, split, trained_on, settings, config, weights={})
     schedule = result.noise_schedule()
+    if args.export:
+        checkpoint.require_publishable(config)
+        require_writable(args.export.parent)
     if checkpoint.is_trained(run, result, args.restart):
         print(f"{checkpoint.path_in(run, name)} is trained already (--restart begins anew)")
+        export(checkpoint.path_in(run, name), args.export)
         return
 
     require_writable(run)
@@ -197,6 +204,13 @@ def main() -> None:
 
     checkpoint.save(run, trained(settings["epochs"]))
     print(f"{checkpoint.path_in(run, name)}: {len(trained_on)} images, {steps:,} steps")
+    export(checkpoint.path_in(run, name), args.export)
+
+
+def export(model: Path, to: Path | None) -> None:
+    if to:
+        split = checkpoint.publish(checkpoint.load(model), to)
+        print(f"{to}: the same in pytorch-ddpm's format; {split}: its members and non-members")
 
 
 if __name__ == "__main__":

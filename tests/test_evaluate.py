@@ -631,3 +631,106 @@ def test_fid_of_half_a_run_and_of_several(tmp_path, monkeypatch, small, eyes, ca
 
     with pytest.raises(BadInput, match="no FID of all: a covariance takes two images at least, and here is 1"):
         call(monkeypatch, "--run", tmp_path / "1", "--fid", "--n", 1)
+
+
+# --- models of the field, and which there are ---
+
+
+def published(folder, images):
+    """A model in pytorch-ddpm's format and its split: trained on images 3, 4, ..., 14; not on 20, ..., 31."""
+    torch.manual_seed(0)
+    unet = UNetConfig(ch=32, mult=(1, 2), attn=(1,), blocks=1)
+    model = UNet(unet)
+    torch.nn.init.normal_(model.tail[-1].weight, std=0.1)
+    split = data.Split(torch.arange(3, 9), torch.arange(9, 15), torch.arange(20, 32))
+    dataset = {"name": "toy", "data_dir": None, "size": 8, "seed": 0, "sha256": data.fingerprint(images)}
+    made = checkpoint.Checkpoint("all", dataset, split, split.members, {}, unet, model.state_dict())
+    return model.eval(), split, checkpoint.publish(made, folder / "step800000.pt")
+
+
+def test_a_published_model_is_judged_by_its_own_split(tmp_path, monkeypatch, small, capsys):
+    model, split, npz = published(tmp_path, small)
+    monkeypatch.chdir(tmp_path)
+    flags = ("--checkpoint", "step800000.pt", "--member-split", npz, "--size", 8, "--attack", "pia", "--grid", 50)
+    call(monkeypatch, *flags)
+    out = capsys.readouterr().out
+    assert "step800000.pt: 32 channels times (1, 2), 1 blocks a level, attention at levels (1,)," in out
+    assert "no --member-split" not in out
+    rows = rows_of(tmp_path / "runs" / "step800000")
+    assert list(rows) == [("undefended", "pia", "published"), ("undefended", "pia", "adaptive")]
+    members, nonmembers = (
+        attacks.pia(model, NoiseSchedule(), data.to_float(small[indices]), 200)
+        for indices in (split.members, split.nonmembers)
+    )
+    row = rows["undefended", "pia", "published"]
+    assert (row["n_members"], row["n_nonmembers"]) == (12, 12)
+    assert row["auc"] == pytest.approx(metrics.auc(members.detach().numpy(), nonmembers.detach().numpy()), abs=1e-6)
+    # fewer of them; and without a split it is said whose members these are
+    call(monkeypatch, *flags, "--members", 4, "--out", "elsewhere")
+    assert rows_of(tmp_path / "elsewhere")["undefended", "pia", "published"]["n_members"] == 4
+    kept = np.load(tmp_path / "elsewhere" / "scores" / "all-pia.npz")["image"]
+    assert set(kept[:4]) < set(range(3, 15)) and set(kept[4:]) < set(range(20, 32))
+    capsys.readouterr()
+    call(monkeypatch, *flags[:2], *flags[4:], "--out", "elsewhere", "--seed", 1)
+    assert (
+        "no --member-split: taken for members are those that train.py --seed 1 would train on"
+        in capsys.readouterr().out
+    )
+    kept = np.load(tmp_path / "elsewhere" / "scores" / "all-pia.npz")["image"]
+    expected = data.index_split(40, None, 1)
+    assert kept.tolist() == torch.cat([expected.members, expected.nonmembers]).tolist()
+
+
+def test_a_published_model_has_its_own_number_of_timesteps(tmp_path, monkeypatch, small):
+    model, split, npz = published(tmp_path, small)
+    content = torch.load(tmp_path / "step800000.pt", weights_only=True)
+    table = "time_embedding.timembedding.0.weight"
+    content["ema_model"][table] = content["ema_model"][table][:150]
+    torch.save(content, tmp_path / "short.pt")
+    monkeypatch.chdir(tmp_path)
+    flags = ("--checkpoint", "short.pt", "--member-split", npz, "--size", 8, "--grid", 50)
+    with pytest.raises(BadInput, match="is not a timestep of this schedule: 0 to 149"):
+        call(monkeypatch, *flags, "--attack", "pia")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--member-split", "x.npz"], "--member-split belongs to --checkpoint"),
+        (["--members", 4], "--members belongs to --checkpoint"),
+        (["--size", 8], "--size belongs to --checkpoint"),
+        (["--checkpoint", "x.pt", "--run", "r"], "--checkpoint and --run"),
+        (["--checkpoint", "step800000.pt", "--size", 9], "--size 9: must be a multiple of 2"),
+        (["--checkpoint", "gone.pt"], "gone.pt does not exist"),
+    ],
+)
+def test_flags_that_belong_to_a_published_model(tmp_path, monkeypatch, small, flags, message):
+    published(tmp_path, small)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=message):
+        call(monkeypatch, *flags)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step800000-split.npz", "step800000.pt"]
+
+
+def test_models_are_listed(tmp_path, monkeypatch, small, capsys):
+    make_run(tmp_path / "runs" / "toy" / "seed-0", small, ["A", "reference"])
+    make_run(tmp_path / "runs" / "other", small, ["all"], seed=3, members=8, epochs=1500)
+    make_run(tmp_path / "runs" / "other" / "epoch-0002", small, ["all"], seed=3)  # a snapshot
+    (tmp_path / "runs" / "toy" / "B.pt").write_bytes(b"no checkpoint")
+    monkeypatch.chdir(tmp_path)
+    call(monkeypatch, "--list")
+    names, _, *rows, unreadable = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()
+    ]
+    assert names == ["model", "dataset", "images", "trained on", "members", "epochs", "seed", "parameters", "kB"]
+    count = f"{sum(weight.numel() for weight in UNet(CONFIG).parameters()):,}"
+    assert [row[:-1] for row in rows] == [
+        ["runs/other/all.pt", "toy", "8x8", "8", "8", "1,500", "3", count],
+        ["runs/toy/seed-0/A.pt", "toy", "8x8", "6", "12", "3", "0", count],
+        ["runs/toy/seed-0/reference.pt", "toy", "8x8", "8", "12", "3", "0", count],
+    ]
+    assert unreadable == ["runs/toy/B.pt is not a checkpoint of this project: torch cannot read it as plain data"]
+    call(monkeypatch, "--list", "--run", "runs/other")
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    with pytest.raises(BadInput, match="no trained model in runs/toy/seed-1: train one"):
+        call(monkeypatch, "--list", "--run", "runs/toy/seed-1")

@@ -26,7 +26,7 @@ from unet import UNet, UNetConfig
 def study(tmp_path, with_fid=False, **changes):
     args = {"run": tmp_path, "dataset": "toy", "data_dir": None, "device": torch.device("cpu"), "preset": None}
     args |= {"members": None, "epochs": None, "seeds": 1, "snapshots": 8, "attack": ["pia", "gradient"], "n": None}
-    args |= {"inception_weights": None}
+    args |= {"inception_weights": None, "size": None, "member_split": None}
     return reproduce.study(argparse.Namespace(**args | changes), cores=2, with_fid=with_fid)
 
 
@@ -103,12 +103,22 @@ def test_sizes_and_devices(tmp_path):
             "--preset cifar10 --seed 0 --dataset cifar10 --data-dir d --device cuda",
         ),
         (real | {"preset": "small"}, "--preset small --seed 0 --dataset cifar10 --data-dir d --device cpu"),
+        (real | {"dataset": "stl10"}, "--preset tiny --seed 0 --dataset stl10 --data-dir d --device cpu"),
+        ({"dataset": "stl10", "device": torch.device("cuda")}, "--preset cifar10 --seed 0 --dataset stl10"),
+        (
+            real | {"size": 8, "member_split": Path("split.npz")},
+            "--preset tiny --members 112 --epochs 250 --size 8 --member-split split.npz --seed 0",
+        ),
         (
             {"device": torch.device("cuda")},
             "--preset tiny --members 128 --epochs 200 --seed 0 --dataset toy --device cuda",
         ),
     ):
         assert expected in str(study(tmp_path, **changes)[0])
+    # at the paper's scale all images are members or non-members, and none is left for a reference model
+    for members, there in ((None, False), (12_500, True)):
+        lines = map(str, study(tmp_path, **real, preset="cifar10", members=members))
+        assert any("--split reference" in line for line in lines) is there
 
 
 def test_what_is_there_is_done(tmp_path):

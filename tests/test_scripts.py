@@ -18,10 +18,12 @@ from PIL import Image
 import checkpoint
 import cli
 import data
+import evaluate
 import sample as sample_script
 import train
 from dualmd import NoiseSchedule
 from files import BadInput
+from unet import UNetConfig
 
 
 def run(script, *flags, cwd):
@@ -268,6 +270,50 @@ def test_a_run_stays_one_experiment(tmp_path, monkeypatch, capsys):
     assert checkpoint.load(tmp_path / "A.pt").settings["epochs"] == 4
 
 
+def test_a_model_is_exported_and_judged_alike(tmp_path, monkeypatch):
+    """In the field's format it is the same model, on the same members and non-members."""
+    unet = UNetConfig(ch=32, mult=(1, 2), attn=(1,), blocks=1, dropout=0.0)
+    monkeypatch.setitem(train.PRESETS["tiny"], "unet", unet)
+    monkeypatch.chdir(tmp_path)
+    for epochs in (3, 3):  # the second time it is trained already
+        call(
+            monkeypatch, "--split", "all", "--run", "run", "--members", 8, "--epochs", epochs, "--export", "out/all.pt"
+        )
+        assert tree(tmp_path / "out") == ["all-split.npz", "all.pt"]
+        for path in (tmp_path / "out").iterdir():
+            path.rename(tmp_path / path.name)
+    flags = ("--dataset", "toy", "--device", "cpu", "--attack", "pia", "--grid", "50")
+    theirs = ("--checkpoint", "all.pt", "--member-split", "all-split.npz", "--size", "16", "--out", "out")
+    for which in (("--run", "run"), theirs):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags, *which])
+        evaluate.main()
+    one, other = (json.loads((tmp_path / out / "results.json").read_text())[0] for out in ("run", "out"))
+    assert one["auc"] == other["auc"] and one["n_members"] == other["n_members"] == 8
+    assert one["held_out_loss"] == pytest.approx(other["held_out_loss"], rel=0.2)  # under other noise
+
+
+def test_a_published_split_is_halved(tmp_path, monkeypatch):
+    members, nonmembers = np.arange(10, 26), np.arange(40, 56)
+    np.savez(tmp_path / "split.npz", mia_train_idxs=members, mia_eval_idxs=nonmembers)
+    for half in ("A", "B", "all"):
+        flags = ("--split", half, "--run", tmp_path, "--epochs", 1, "--members", 16)
+        call(monkeypatch, *flags, "--member-split", tmp_path / "split.npz")
+    a, b, undefended = (set(checkpoint.load(tmp_path / f"{name}.pt").trained_on.tolist()) for name in ("A", "B", "all"))
+    assert len(a) == len(b) == 8 and not a & b and a | b == undefended == set(members.tolist())
+    assert set(checkpoint.load(tmp_path / "A.pt").split.nonmembers.tolist()) == set(nonmembers.tolist())
+
+
+def test_images_of_another_size(tmp_path, monkeypatch):
+    call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY, "--size", 8)
+    dataset = checkpoint.load(tmp_path / "A.pt").dataset
+    assert dataset["size"] == 8 and dataset["sha256"] == data.fingerprint(data.toy(8, 0))
+    with pytest.raises(BadInput, match="B and A differ in their dataset's size"):
+        call(monkeypatch, "--split", "B", "--run", tmp_path, *TINY)
+    call(monkeypatch, "--split", "B", "--run", tmp_path, *TINY, "--size", 8)
+    with pytest.raises(BadInput, match="--size 16: the teachers in .* were trained with 8"):
+        call(monkeypatch, "--distill", "cross", "--run", tmp_path, "--size", 16)
+
+
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "training_loss", lambda model, x_t, t, target: model(x_t, t).mean() * float("nan"))
     with pytest.raises(BadInput, match="loss of A is not a number"):
@@ -320,6 +366,10 @@ def scene(folder):
     torch.save({"ema_model": {}}, folder / "foreign" / "all.pt")
     (folder / "pickled").mkdir()
     (folder / "pickled" / "all.pt").write_bytes(pickle.dumps({"scores": [1, 2]}))
+    (folder / "evil" / "cifar-10-batches-py").mkdir(parents=True)
+    for i in range(1, 6):
+        (folder / "evil" / "cifar-10-batches-py" / f"data_batch_{i}").write_bytes(b"cos\nsystem\n(S'touch it-ran'\ntR.")
+    (folder / "evil" / "model.pt").write_bytes(b"cos\nsystem\n(S'touch it-ran'\ntR.")
 
 
 REFUSALS = {
@@ -351,6 +401,17 @@ REFUSALS = {
     "reproduce.py --seeds 0": "argument --seeds: 0 is not a positive whole number .*",
     "reproduce.py --dataset cifar10 --data-dir nowhere": "--data-dir nowhere: no such directory; .*",
     "train.py --split A --dataset toy --member-split cut": "--member-split cut: not an .npz file .*",
+    "train.py --split A --dataset toy --export x.pt": r"--export: this preset has GroupNorm\(8\), pytorch-ddpm's .*",
+    "train.py --split A --dataset toy --size 18": "--size 18: must be a multiple of 4, .*",
+    "train.py --split A --dataset stl10 --data-dir pictures": "--data-dir pictures: no stl10_binary/unlab.* in it; .*",
+    "train.py --split A --dataset tiny-imagenet --data-dir pictures": "--data-dir pictures: no tiny-ima.* in it; .*",
+    "train.py --split A --dataset folder": "--dataset folder: which[?] .*",
+    "train.py --split A --dataset folder --data-dir pictures": r"pictures: 1 of 1 images can't be read; .*: cat.png .*",
+    "train.py --split A --data-dir evil": "evil/cifar-10-batches-py/data_batch_1 is no CIFAR batch for Python .*",
+    "evaluate.py --dataset toy --checkpoint evil/model.pt": "evil/model.pt is not a checkpoint in pytorch-ddpm's .*",
+    "evaluate.py --dataset toy --checkpoint foreign/all.pt": "foreign/all.pt holds another network than .*",
+    "evaluate.py --list --run pictures": "no trained model in pictures: train one .*",
+    "evaluate.py --list --fid": "argument --fid: not allowed with argument --list .*",
 }
 
 
@@ -371,22 +432,26 @@ def test_refusals(tmp_path):
 # --- the whole story, on real images ---
 
 
-@pytest.fixture(scope="module")
-def trained(real_images, tmp_path_factory):
-    """A run on real CIFAR-10 at 16x16, small enough for a test and long enough for memorisation to begin."""
-    folder = tmp_path_factory.mktemp("end-to-end")
+def train_all(folder, *flags, size):
+    """The undefended model, and beside it A, B and their cross student, in the default run directory."""
 
     def train_in_turn(*models):
         for model in models:
-            size = () if "--distill" in model else ("--members", 32, "--epochs", 300, "--preset", "tiny")
-            flags = ("--data-dir", real_images, "--device", "cpu", *size)
-            result = run("train.py", *model.split(), *flags, cwd=folder)
+            result = run("train.py", *model.split(), *flags, *(() if "--distill" in model else size), cwd=folder)
             assert result.returncode == 0, result.stderr
 
     with ThreadPoolExecutor(2) as two:
         beside = two.submit(train_in_turn, "--split all")
         train_in_turn("--split A", "--split B", "--distill cross")
         beside.result()
+
+
+@pytest.fixture(scope="module")
+def trained(real_images, tmp_path_factory):
+    """A run on real CIFAR-10 at 16x16, small enough for a test and long enough for memorisation to begin."""
+    folder = tmp_path_factory.mktemp("end-to-end")
+    size = ("--members", 32, "--epochs", 300, "--preset", "tiny")
+    train_all(folder, "--data-dir", real_images, "--device", "cpu", size=size)
     return folder
 
 
@@ -420,3 +485,24 @@ def test_one_half_alone_is_attacked_on_its_own_images(trained):
     result = run("evaluate.py", "--attack", "loss", cwd=trained)
     row = re.search(r"^\| A alone +\| [\d.]+ +\| loss +\| predictions \| ([\d.]+)", result.stdout, re.MULTILINE)
     assert float(row[1]) > 0.8, "A is attacked on its own 16 images"
+
+
+def test_the_whole_story_on_another_dataset(tmp_path):
+    """Drawn images as STL-10 stores its photographs: every script finds them, and reads the same."""
+    drawn = data.toy(96, 0)
+    folder = tmp_path / "data" / "stl10_binary"
+    folder.mkdir(parents=True)
+    (folder / "unlabeled_X.bin").write_bytes(drawn.transpose(2, 3).contiguous().numpy().tobytes())
+    train_all(tmp_path, "--dataset", "stl10", "--device", "cpu", size=("--members", 16, "--epochs", 150))
+    result = run("evaluate.py", "--dataset", "stl10", "--attack", "loss", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "runs/stl10: stl10 at 16x16, 16 members, 16 non-members, seed 0" in result.stdout
+    print(result.stdout)
+    rows = json.loads((tmp_path / "runs" / "stl10" / "results.json").read_text())
+    auc = {row["model"]: row["auc"] for row in rows if row["protocol"] == "published"}
+    assert auc["undefended"] > 0.9 and auc["DistillMD cross"] < 0.8
+    assert checkpoint.load(tmp_path / "runs" / "stl10" / "A.pt").dataset["sha256"] == data.fingerprint(
+        data.resize(drawn, 16)
+    )
+    result = run("sample.py", "--dataset", "stl10", "--model", "dual", "--n", 1, cwd=tmp_path)
+    assert result.returncode == 0 and (tmp_path / "runs" / "stl10" / "samples-dual.png").exists()

@@ -206,7 +206,7 @@ def membership(
         return
 
     cheap = {attack: t for attack, t in fixed.items() if attack in ("loss", "pia")}
-    underway = [row for training in trainings if not args.checkpoint for row in over_epochs(training, cheap)]
+    underway = [row for training in trainings for row in over_epochs(training, cheap)]
     write(out, {"table.md": lines + closing, "results.json": rows, "epochs.json": underway})
     figures.roc_curves(out / "roc.png", curves)
     figures.histograms(out / "histograms.png", histograms, fixed)

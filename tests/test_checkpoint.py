@@ -282,6 +282,7 @@ def test_what_is_no_published_checkpoint_is_refused_and_never_run(tmp_path):
         lambda: path.write_bytes(pickle.dumps(Payload(trace))),
         lambda: torch.save({"state_dict": {}}, path),
         lambda: torch.save({"ema_model": [1, 2]}, path),
+        lambda: torch.save({"net_model": published_weights(PUBLISHED[1])}, path),
         lambda: path.write_text("epoch,loss\n1,0.5\n"),
     ]
     for write in contents:

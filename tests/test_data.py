@@ -258,6 +258,19 @@ def test_damaged_file_is_named(tmp_path, how):
                 load(FOLDERS[folder], tmp_path / how / folder, 32)
 
 
+def test_labels_and_types_that_a_batch_cannot_have(tmp_path):
+    for labels, highest in ((b"\x0a", "9"), (b"\x14\x00", "99"), (b"\x00\x64", "99")):
+        for name in ("train.bin", *(f"data_batch_{i}.bin" for i in range(1, 6))):
+            (tmp_path / name).write_bytes(labels + bytes(3072))
+        with pytest.raises(BadInput, match=f"labels above {highest}, so it is no CIFAR batch"):
+            load("cifar10" if len(labels) == 1 else "cifar100", tmp_path, 32)
+    signed = pickled_by_python_2(random_pixels(2, 32)).replace(b"u1", b"i1")
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python" / "train").write_bytes(signed)
+    with pytest.raises(BadInput, match="its data is int8"):
+        load("cifar100", tmp_path / "python", 32)
+
+
 class Payload:
     """Code that runs when it is unpickled."""
 
@@ -371,12 +384,13 @@ def zipped(files):
     return archive.getvalue()
 
 
-def publish(monkeypatch, name, content, site=None):
-    """Let `content` be the official archive of a dataset from now on, wherever it is published."""
-    source = data.SOURCES[name][0]
-    source = dataclasses.replace(source, md5=hashlib.md5(content).hexdigest(), site=site or source.site)
-    monkeypatch.setitem(data.SOURCES, name, [source, *data.SOURCES[name][1:]])
-    return source.archive
+def publish(monkeypatch, name, content, site=None, which=0):
+    """Let `content` be the official archive of a dataset's source from now on, wherever it is published."""
+    sources = list(data.SOURCES[name])
+    md5 = hashlib.md5(content).hexdigest()
+    sources[which] = dataclasses.replace(sources[which], md5=md5, site=site or sources[which].site)
+    monkeypatch.setitem(data.SOURCES, name, sources)
+    return sources[which].archive
 
 
 def test_tiny_imagenet(tmp_path, monkeypatch):
@@ -454,13 +468,11 @@ def packed(folder):
     return archive.getvalue()
 
 
-@pytest.mark.parametrize("folder, name", [(f, n) for f, n in FOLDERS.items() if f != "cifar-100-python"])
+@pytest.mark.parametrize("folder, name", [(f, n) for f, n in FOLDERS.items() if "py" not in f])
 def test_archives_are_downloaded_once_and_write_nothing_else(server, tmp_path, monkeypatch, folder, name):
     pixels = official(folder, tmp_path / "official" / folder)
     size = pixels.shape[-1]
     server.content = packed(tmp_path / "official" / folder)
-    if folder == "cifar-10-batches-py":  # only the first source is downloaded
-        monkeypatch.setitem(data.SOURCES, name, data.SOURCES[name][1:])
     archive = publish(monkeypatch, name, server.content, server.url.rpartition("/")[0] + "/")
     workdir = tmp_path / "elsewhere"
     workdir.mkdir()
@@ -483,6 +495,16 @@ def test_archives_are_downloaded_once_and_write_nothing_else(server, tmp_path, m
         load(name, tmp_path / "wrong", size)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["by-hand", "elsewhere", "official", "wrong"]
     assert not Path("/tmp/dualmd-test-outside").exists()
+
+
+def test_the_archive_for_python_that_torchvision_leaves(tmp_path, monkeypatch):
+    pixels = official("cifar-10-batches-py", tmp_path / "official" / "cifar-10-batches-py")
+    content = packed(tmp_path / "official" / "cifar-10-batches-py")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / publish(monkeypatch, "cifar10", content, which=1)).write_bytes(content)
+    assert torch.equal(load("cifar10", tmp_path / "data", 32), pixels)
+    (tmp_path / "data" / "cifar-10-python.tar.gz").write_bytes(b"other bytes")
+    assert torch.equal(load("cifar10", tmp_path / "data", 32), pixels), "it has been unpacked"
 
 
 def test_an_archive_with_a_link_for_a_file_is_refused(tmp_path, monkeypatch):
@@ -516,8 +538,14 @@ def test_datasets_share_a_directory(server, tmp_path, monkeypatch):
     official("cifar-10-batches-py", tmp_path / "data" / "cifar-10-batches-py")
     pixels = official("cifar-100-binary", tmp_path / "official" / "cifar-100-binary")
     server.content = packed(tmp_path / "official" / "cifar-100-binary")
-    publish(monkeypatch, "cifar100", server.content, server.url.rpartition("/")[0] + "/")
+    archive = publish(monkeypatch, "cifar100", server.content, server.url.rpartition("/")[0] + "/")
+    server.cut = 1000
+    with pytest.raises(BadInput, match="closed after 1,000 of"):
+        load("cifar100", tmp_path / "data", 32)
+    assert (tmp_path / "data" / f"{archive}.part").exists()
+    server.cut = None
     assert torch.equal(load("cifar100", tmp_path / "data", 32), pixels)
+    assert server.ranges == [None, "bytes=1000-"]
 
 
 def test_the_official_archives():

@@ -18,7 +18,7 @@ from torch import Tensor
 import data
 from data import Split
 from dualmd import NoiseSchedule
-from files import BadInput, atomic_write, read_tensors
+from files import BadInput, atomic_write, in_a_line, read_tensors
 from unet import UNet, UNetConfig
 
 FORMAT = "dualmd checkpoint 1"
@@ -218,8 +218,7 @@ def load_published(path: Path, dataset: dict, split: Split) -> Checkpoint:
         model.load_state_dict(weights)
         off = (model.time_embedding[0](torch.arange(len(table))) - table).abs().max().item()
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise BadInput(f"{path} holds another network than pytorch-ddpm's ({reason})") from error
+        raise BadInput(f"{path} holds another network than pytorch-ddpm's ({in_a_line(error)})") from error
     if not off < 1e-3:
         raise BadInput(f"{path} holds another network than pytorch-ddpm's: its table of timesteps is off by {off:.3g}")
     settings = {"seed": dataset["seed"], "epochs": None}

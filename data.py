@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from files import BadInput, atomic_write, digest_of, download
+from files import BadInput, atomic_write, digest_of, download, in_a_line
 
 DATASETS = ("cifar10", "cifar100", "stl10", "tiny-imagenet", "folder", "toy")
 
@@ -133,10 +133,6 @@ def _read_published_split(path: Path, n: int) -> tuple[np.ndarray, np.ndarray]:
 DEFAULT_DATA_DIR = "data"
 
 
-CIFAR, STL10 = "https://www.cs.toronto.edu/~kriz/", "http://ai.stanford.edu/~acoates/stl10/"
-CS231N = "http://cs231n.stanford.edu/"
-
-
 @dataclass(frozen=True)
 class Source:
     """A dataset as it is published: an archive, and the files in it that hold the training images."""
@@ -146,7 +142,7 @@ class Source:
     folder: str  # in the archive, and where it is unpacked
     files: Sequence[str] = ()
     read: Callable[[Path], Tensor] | None = None  # the images of one file, uint8 (N, 3, H, W)
-    site: str = CIFAR
+    site: str = "https://www.cs.toronto.edu/~kriz/"
 
 
 def unpacked(name: str, data_dir: str | None, size: int) -> Tensor:
@@ -164,7 +160,10 @@ def unpacked(name: str, data_dir: str | None, size: int) -> Tensor:
     for file in source.files:
         if not (folder / file).is_file():
             raise BadInput(f"{folder / file} is missing; {name} needs all of {', '.join(source.files)}")
-    return torch.cat([resize(source.read(folder / file), size) for file in source.files])
+    try:
+        return torch.cat([resize(source.read(folder / file), size) for file in source.files])
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be read ({error})") from error
 
 
 def _archive(name: str, data_dir: str | None) -> tuple[Source, Path, bool]:
@@ -172,7 +171,7 @@ def _archive(name: str, data_dir: str | None) -> tuple[Source, Path, bool]:
     root = Path(data_dir or DEFAULT_DATA_DIR)
     for source in SOURCES[name]:
         path = root / source.archive
-        if path.exists():
+        if path.is_file():
             if digest_of(path, "md5") != source.md5:
                 raise BadInput(f"{path} is not the official archive (MD5 is not {source.md5}): delete it, start again")
             return source, path, False
@@ -265,7 +264,7 @@ def _pickled(path: Path) -> Tensor:
             raise ValueError(f"its data is {pixels.dtype}")
         return torch.from_numpy(pixels.reshape(-1, 3, 32, 32))
     except Exception as error:  # an unpickler raises almost anything
-        raise BadInput(f"{path} is no CIFAR batch for Python ({error}); fetch it again") from error
+        raise BadInput(f"{path} is no CIFAR batch for Python ({in_a_line(error)}); fetch it again") from error
 
 
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
@@ -289,11 +288,16 @@ SOURCES = {
             "stl10_binary",
             ["unlabeled_X.bin"],
             _stl10,
-            STL10,
+            "http://ai.stanford.edu/~acoates/stl10/",
         )
     ],
     "tiny-imagenet": [
-        Source("tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", "tiny-imagenet-200", site=CS231N)
+        Source(
+            "tiny-imagenet-200.zip",
+            "90528d7ca1a48142e341f4ef8d21d0de",
+            "tiny-imagenet-200",
+            site="http://cs231n.stanford.edu/",
+        )
     ],
 }
 

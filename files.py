@@ -21,6 +21,11 @@ class BadInput(Exception):
     """Something that the user can mend. Its text is one line: what is wrong, where, what to do."""
 
 
+def in_a_line(error: Exception) -> str:
+    """What an error of somebody else's code says, for the text of a BadInput."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is removed.

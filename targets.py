@@ -177,11 +177,11 @@ class Training:
         return mean, root
 
     def _key(self, name: str, *modules: ModuleType) -> str:
-        """Of what depends on one eps model, the code in these modules, the dataset and the seed."""
+        """Of what depends on one eps model, its schedule, the code in these modules, the dataset and the seed."""
         models = [self.models[half] for half in "AB"] if name.startswith("dual") else [self.models[name]]
         weights = [tensor.numpy() for model in models for tensor in model.weights.values()]
         sources = [Path(module.__file__) for module in modules]
-        return key_of(*weights, *sources, f"{self.first.dataset['sha256']} {self.args.seed}")
+        return key_of(*weights, *sources, f"{self.first.dataset['sha256']} {self.first.schedule} {self.args.seed}")
 
     def _scores(self, name: str, indices: Tensor, wanted: dict[str, list[int]]) -> dict[str, Tensor]:
         """One eps model's scores (T, N) of these images, from scores/ as far as they are there already."""

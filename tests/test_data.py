@@ -244,6 +244,17 @@ def test_damaged_batch_is_named(tmp_path, folder, file, how):
         load("cifar10", tmp_path, 32)
 
 
+def test_a_file_that_cannot_be_opened(tmp_path, monkeypatch):
+    official("stl10_binary", tmp_path / "stl10_binary")
+
+    def closed(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "unlabeled_X.bin"))
+
+    monkeypatch.setattr(np, "memmap", closed)
+    with pytest.raises(BadInput, match="cannot be read .*Permission denied.*unlabeled_X.bin"):
+        load("stl10", tmp_path, 96)
+
+
 @pytest.mark.parametrize("how", ["cut", "empty", "other"])
 def test_damaged_file_is_named(tmp_path, how):
     for folder, file in (

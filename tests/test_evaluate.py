@@ -691,6 +691,14 @@ def test_a_published_model_has_its_own_number_of_timesteps(tmp_path, monkeypatch
     flags = ("--checkpoint", "short.pt", "--member-split", npz, "--size", 8, "--grid", 50)
     with pytest.raises(BadInput, match="is not a timestep of this schedule: 0 to 149"):
         call(monkeypatch, *flags, "--attack", "pia")
+    keys = [
+        Training(tmp_path, evaluate_args(), small, models={"all": one})._key("all")
+        for one in (
+            checkpoint.load_published(tmp_path / name, {"seed": 0, "sha256": data.fingerprint(small)}, split)
+            for name in ("short.pt", "step800000.pt")
+        )
+    ]
+    assert keys[0] != keys[1], "what is kept of one is not taken for the other's"
 
 
 @pytest.mark.parametrize(

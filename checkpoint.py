@@ -19,7 +19,7 @@ import data
 from data import Split
 from dualmd import NoiseSchedule
 from files import BadInput, atomic_write, in_a_line, read_tensors
-from unet import UNet, UNetConfig
+from unet import SinusoidalEmbedding, UNet, UNetConfig
 
 FORMAT = "dualmd checkpoint 1"
 KIND = "a checkpoint of this project"
@@ -114,6 +114,13 @@ def require_same_images(one: Checkpoint, other: Checkpoint, run: Path) -> None:
                 f"{run}: {one.name} and {other.name} have different splits (from --members, --seed or "
                 "--member-split); give each experiment a --run of its own"
             )
+
+
+def open_dataset(name: str, data_dir: str | None, size: int, seed: int) -> tuple[Tensor, dict]:
+    """The images of data.load, and what a Checkpoint says of them."""
+    images = data.load(name, data_dir, size, seed)
+    dataset = {"name": name, "data_dir": data_dir, "size": size, "seed": seed}
+    return images, dataset | {"sha256": data.fingerprint(images)}
 
 
 def load_images(checkpoint: Checkpoint, data_dir: str | None) -> Tensor:
@@ -214,9 +221,8 @@ def load_published(path: Path, dataset: dict, split: Split) -> Checkpoint:
     try:
         unet, table = _sizes_of(weights), weights.pop(TABLE)
         weights = {name.replace(".timembedding.", "."): value.float() for name, value in weights.items()}
-        model = UNet(unet)
-        model.load_state_dict(weights)
-        off = (model.time_embedding[0](torch.arange(len(table))) - table).abs().max().item()
+        UNet(unet).load_state_dict(weights)
+        off = (SinusoidalEmbedding(unet.ch)(torch.arange(len(table))) - table).abs().max().item()
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
         raise BadInput(f"{path} holds another network than pytorch-ddpm's ({in_a_line(error)})") from error
     if not off < 1e-3:
@@ -258,8 +264,7 @@ def publish(checkpoint: Checkpoint, path: Path) -> Path:
 
     "net_model", too, are the averaged weights, for no others are kept. Returns the .npz's path.
     """
-    embedding = checkpoint.eps_model().time_embedding[0]
-    weights = {TABLE: embedding(torch.arange(checkpoint.schedule["T"]))}
+    weights = {TABLE: SinusoidalEmbedding(checkpoint.unet.ch)(torch.arange(checkpoint.schedule["T"]))}
     for name, value in checkpoint.weights.items():
         weights[name.replace("time_embedding.", "time_embedding.timembedding.")] = value
     split, nonmembers = path.with_name(f"{path.stem}-split.npz"), checkpoint.split.nonmembers

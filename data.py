@@ -333,9 +333,7 @@ def folder(data_dir: str | None, size: int) -> Tensor:
     """All images in a folder of one's own, and in the folders in it, of any size: the square in the middle of each."""
     if data_dir is None:
         raise BadInput("--dataset folder: which? name it with --data-dir")
-    root = Path(data_dir)
-    names = [str(path.relative_to(root)) for path in image_files(root, "**/*")]
-    return _squares(root, names, lambda name: (root / name).read_bytes(), size)
+    return _files_in(Path(data_dir), "**/*", size)
 
 
 def tiny_imagenet(data_dir: str | None, size: int) -> Tensor:
@@ -343,12 +341,16 @@ def tiny_imagenet(data_dir: str | None, size: int) -> Tensor:
     root = Path(data_dir or DEFAULT_DATA_DIR)
     for folder in (root, root / SOURCES["tiny-imagenet"][0].folder):
         if (folder / "train").is_dir():
-            names = sorted(str(path.relative_to(folder)) for path in folder.glob("train/*/images/*.JPEG"))
-            return _squares(folder, names, lambda name: (folder / name).read_bytes(), size)
+            return _files_in(folder, "train/*/images/*.JPEG", size)
     source, path, _ = _archive("tiny-imagenet", data_dir)
     with zipfile.ZipFile(path) as file:
         names = [name for name in file.namelist() if re.fullmatch(rf"{source.folder}/train/\w+/images/\w+\.JPEG", name)]
         return _squares(path, sorted(names), file.read, size)
+
+
+def _files_in(root: Path, pattern: str, size: int) -> Tensor:
+    names = [str(path.relative_to(root)) for path in image_files(root, pattern)]
+    return _squares(root, names, lambda name: (root / name).read_bytes(), size)
 
 
 def _squares(where: Path, names: list[str], read: Callable[[str], bytes], size: int) -> Tensor:

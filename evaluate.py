@@ -116,9 +116,7 @@ def require_references(trainings: list[Training]) -> bool:
 
 def published_model(run: Path, args: argparse.Namespace) -> Training:
     """The model of --checkpoint as the undefended one of a run; says what has been inferred of it."""
-    dataset = {"name": args.dataset, "data_dir": args.data_dir, "size": args.size or 32, "seed": args.seed}
-    images = data.load(*dataset.values())
-    dataset["sha256"] = data.fingerprint(images)
+    images, dataset = checkpoint.open_dataset(args.dataset, args.data_dir, args.size or 32, args.seed)
     split = data.index_split(len(images), args.members, args.seed, args.member_split)
     model = checkpoint.load_published(args.checkpoint, dataset, split)
     cli.require_size(dataset["size"], model.unet)

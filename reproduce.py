@@ -104,7 +104,8 @@ def study(args: argparse.Namespace, cores: int, with_fid: bool) -> list[Job]:
     """All commands, in an order in which one could run them one by one."""
     root, jobs = cli.run_directory(args), []
     runs = [root / f"seed-{seed}" for seed in range(args.seeds)]
-    size = flags(**sizes(args))
+    its = sizes(args)
+    size = flags(**its)
     data = flags(dataset=args.dataset, data_dir=args.data_dir, device=args.device)
 
     def add(*words: object, **rest) -> None:
@@ -123,7 +124,7 @@ def study(args: argparse.Namespace, cores: int, with_fid: bool) -> list[Job]:
             student = model[f"distill-{targets}"]
             add("train.py", "--distill", targets, *into, needs=[model["A"], model["B"]], makes=[student])
         # the attacker's own model, for the attacks that are calibrated with it; of all images none is left for it
-        if sizes(args)["preset"] != "cifar10" or sizes(args)["members"]:
+        if its["preset"] != "cifar10" or its["members"]:
             reference = run / "reference.pt"
             add("train.py", "--split", "reference", "--run", run, *size, "--seed", seed, makes=[reference])
         if seed == 0:

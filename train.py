@@ -101,10 +101,8 @@ def main() -> None:
         config, size = preset["unet"], args.size or preset["size"]
         cli.require_size(size, config)
         print(f"preset {preset_name}, {reason}: {size}x{size} images, {config.ch} channels")
-        images = data.load(args.dataset, args.data_dir, size, seed)
+        images, dataset = checkpoint.open_dataset(args.dataset, args.data_dir, size, seed)
         split = data.index_split(len(images), args.members or preset["members"], seed, args.member_split)
-        dataset = {"name": args.dataset, "data_dir": args.data_dir, "size": size, "seed": seed}
-        dataset["sha256"] = data.fingerprint(images)
         settings = {"preset": preset_name, "seed": seed, "members": len(split.members)} | preset["train"]
         settings["member_split"] = args.member_split and str(args.member_split)
         settings["targets"] = "noise"

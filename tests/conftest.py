@@ -49,6 +49,16 @@ class Spy:
         return [t[0].item() for _, t in self.asked]
 
 
+class Payload:
+    """What an attacker would put into a file: code that runs when it is unpickled, and makes `path`."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 class Server:
     """Serve `.content` on 127.0.0.1, `.cut` short if wanted; note what is `.asked` for, and `.ranges` of it, which are
     obeyed if it `.resumes`."""

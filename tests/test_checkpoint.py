@@ -1,10 +1,10 @@
 import math
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Payload
 from test_unet import direct_evaluation
 
 import checkpoint
@@ -43,16 +43,6 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     for key, value in saved.weights.items():
         assert torch.equal(model.state_dict()[key], value)
     assert loaded.noise_schedule().T == 1000
-
-
-class Payload:
-    """What an attacker would put into a checkpoint: code that runs when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def test_foreign_files_are_refused_and_never_run(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Payload
 from PIL import Image
 
 import data
@@ -280,16 +281,6 @@ def test_labels_and_types_that_a_batch_cannot_have(tmp_path):
     (tmp_path / "python" / "train").write_bytes(signed)
     with pytest.raises(BadInput, match="its data is int8"):
         load("cifar100", tmp_path / "python", 32)
-
-
-class Payload:
-    """Code that runs when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def distill_targets(
 ) -> Tensor:
     """DistillMD's soft targets, shaped like x_t: what the student learns to predict instead of the true noise.
 
-    `in_a` (N,) bool: True where the image is of half A, which teacher A was trained on.
+    `in_a` (N,) bool, best on the CPU: True where the image is of half A, which teacher A was trained on.
     "average": the mean of both teachers. One of them has memorised the image.
     "cross": the prediction of the teacher that was *not* trained on the image: B's for an image of
     half A, A's for one of half B. No target has ever seen its image. Each teacher is evaluated only
@@ -148,10 +148,14 @@ def distill_targets(
 
 
 def _ask(model_where: EpsModel, model_elsewhere: EpsModel, where: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """Put each row to one of two models: to the first where `where` (N,) holds, else to the second."""
+    """Put each row to one of two models: to the first where `where` (N,) holds, else to the second.
+
+    With `where` on the CPU nobody waits for a GPU to find out how many rows those are.
+    """
     eps = torch.empty_like(x_t)
     for model, rows in ((model_where, where), (model_elsewhere, ~where)):
-        if rows.any():
+        rows = rows.nonzero()[:, 0].to(x_t.device, non_blocking=True)
+        if len(rows):
             eps[rows] = model(x_t[rows], t[rows])
     return eps
 

@@ -1,12 +1,14 @@
 """Train one model of a run: half A's, half B's, the undefended one on all members, a student of A and B, a reference.
 
     python train.py --split A            python train.py --distill cross
+    torchrun --nproc_per_node=2 train.py --split A
 
 One step's randomness (which images, timesteps, noise, dropout) is a function of --seed, the model's
-name and the step, and of nothing else: the same seed gives the same weights, and a training that was
-cut off goes on as if it had not been.
+name and the step, and of nothing else: the same seed gives the same weights, a training that was
+cut off goes on as if it had not been, and several processes compute together what one would alone.
 """
 
+import argparse
 import dataclasses
 import time
 from pathlib import Path
@@ -18,9 +20,10 @@ from tqdm import tqdm
 import checkpoint
 import cli
 import data
+import ranks
 from dualmd import distill_targets, training_loss
 from files import BadInput, require_writable
-from unet import UNet, UNetConfig
+from unet import Dropout, UNet, UNetConfig
 
 PRESETS = {
     # Minutes on a laptop: small images, few enough to be learnt by heart. Four channels a group, as at the
@@ -73,11 +76,21 @@ def parse_args():
     )
     parser.add_argument("--restart", action="store_true", help="begin anew, even if this model is trained already")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the model in pytorch-ddpm's format, too")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="with torch.compile (default: for long trainings on a GPU)",
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    with ranks.together(args.device):
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
     run, device = cli.run_directory(args), args.device
     name = args.split or f"distill-{args.distill}"
 
@@ -92,7 +105,8 @@ def main() -> None:
         settings = a.settings | {"targets": args.distill}
         config, dataset, split = a.unet, a.dataset, a.split
         print(f"preset {settings['preset']}, like the teachers {run}/A.pt and {run}/B.pt")
-        images = checkpoint.load_images(a, args.data_dir)
+        with ranks.first_rank_first():
+            images = checkpoint.load_images(a, args.data_dir)
         teacher_a, teacher_b = a.eps_model(device), b.eps_model(device)
     else:
         preset_name = args.preset or ("cifar10" if device.type == "cuda" else "tiny")
@@ -101,7 +115,8 @@ def main() -> None:
         config, size = preset["unet"], args.size or preset["size"]
         cli.require_size(size, config)
         print(f"preset {preset_name}, {reason}: {size}x{size} images, {config.ch} channels")
-        images, dataset = checkpoint.open_dataset(args.dataset, args.data_dir, size, seed)
+        with ranks.first_rank_first():
+            images, dataset = checkpoint.open_dataset(args.dataset, args.data_dir, size, seed)
         split = data.index_split(len(images), args.members or preset["members"], seed, args.member_split)
         settings = {"preset": preset_name, "seed": seed, "members": len(split.members)} | preset["train"]
         settings["member_split"] = args.member_split and str(args.member_split)
@@ -121,7 +136,8 @@ def main() -> None:
         require_writable(args.export.parent)
     if checkpoint.is_trained(run, result, args.restart):
         print(f"{checkpoint.path_in(run, name)} is trained already (--restart begins anew)")
-        export(checkpoint.path_in(run, name), args.export)
+        if ranks.RANK == 0:
+            export(checkpoint.path_in(run, name), args.export)
         return
 
     require_writable(run)
@@ -131,10 +147,14 @@ def main() -> None:
     model = UNet(config).to(device)
     ema = UNet(config).to(device).requires_grad_(False)  # what is attacked and sampled, in the end
     ema.load_state_dict(model.state_dict())
+    if device.type == "cuda":  # what its tensor cores are made for
+        torch.backends.cuda.matmul.allow_tf32 = True
+        model, ema = model.to(memory_format=torch.channels_last), ema.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"], fused=True)
     parts = {"model": model, "ema": ema, "optimizer": optimizer}
     step = 0 if args.restart else checkpoint.resume(run, result, parts)
-    if args.restart:  # what it was underway the last time says nothing about this one
+    ranks.require_same(step, dataset["sha256"])
+    if args.restart and ranks.RANK == 0:  # what it was underway the last time says nothing about this one
         for snapshot in checkpoint.snapshots(run).values():
             checkpoint.path_in(snapshot, name).unlink(missing_ok=True)
 
@@ -147,33 +167,43 @@ def main() -> None:
 
     # --- the loop ---
     x_all = images[trained_on].to(device)  # uint8, resident
-    in_a = torch.arange(len(trained_on), device=device) < len(split.a)
+    in_a = torch.arange(len(trained_on)) < len(split.a)
     batch, steps_an_epoch = settings["batch"], -(-len(trained_on) // settings["batch"])
     steps = settings["epochs"] * steps_an_epoch
     bfloat16 = cli.bfloat16_is_faster(device)
+    network = ranks.synchronised(model)
+    if cli.compiles(args.compile, device, steps - step):
+        network = torch.compile(network, dynamic=False)
+    dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
     averages, weights = list(ema.parameters()), list(model.parameters())
-    losses, saved, order = [], time.monotonic(), None
+    losses, saved, order, began = [], time.monotonic(), None, None
     done = settings["epochs"] * len(trained_on) * step // steps
-    bar = tqdm(total=settings["epochs"] * len(trained_on), initial=done, desc=name, unit="img", smoothing=0.02)
+    total = settings["epochs"] * len(trained_on)
+    bar = tqdm(total=total, initial=done, desc=name, unit="img", smoothing=0.02, disable=ranks.RANK > 0)
     while step < steps:
         epoch, position = divmod(step, steps_an_epoch)
         if position == 0 or order is None:
             torch.manual_seed(cli.seed_for(settings["seed"], name, "epoch", epoch))
             order = torch.randperm(len(trained_on))
-        rows = order[position * batch : (position + 1) * batch].to(device)
+        rows = order[position * batch : (position + 1) * batch]
         torch.manual_seed(cli.seed_for(settings["seed"], name, "step", step))
 
-        x0 = data.to_float(x_all[rows])
+        # drawn for the whole batch, of which this process then takes its share
+        x0 = data.to_float(x_all[rows.to(device, non_blocking=True)])
         if settings["flip"]:
             x0 = torch.where(torch.rand(len(rows), 1, 1, 1, device=device) < 0.5, x0.flip(3), x0)
         t = torch.randint(schedule.T, (len(rows),), device=device)
         eps = torch.randn_like(x0)
         x_t = schedule.add_noise(x0, t, eps)
+        mine, weight = ranks.share(len(rows))
+        for dropout in dropouts:
+            dropout.rows = len(rows), mine
+        x_t, t, eps, in_a_mine = x_t[mine], t[mine], eps[mine], in_a[rows[mine]]
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             target = eps
             if args.distill:
-                target = distill_targets(teacher_a, teacher_b, x_t, t, in_a[rows], args.distill)
-            loss = training_loss(model, x_t, t, target)
+                target = distill_targets(teacher_a, teacher_b, x_t, t, in_a_mine, args.distill)
+            loss = weight * training_loss(network, x_t, t, target)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -184,24 +214,33 @@ def main() -> None:
         decay = min(settings["ema"], (1 + step) / (10 + step))
         torch._foreach_lerp_(averages, weights, 1 - decay)
         step += 1
+        began = began or (time.monotonic(), step)  # after the first step, which may have been compiled
 
         losses.append(loss.detach())
         bar.update(len(rows))
         if step % 50 == 0 or step == steps:  # seldom, because reading the loss makes a GPU wait
-            mean = torch.stack(losses).mean().item()
+            mean = ranks.mean(torch.stack(losses).mean()).item()
             losses.clear()
             if mean != mean:
                 raise BadInput(f"the loss of {name} is not a number, before step {step}: lower lr in train.py's preset")
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+        if ranks.RANK > 0:
+            continue
         if position == steps_an_epoch - 1 and epoch + 1 in snapshots:
             checkpoint.save(checkpoint.snapshot_in(run, epoch + 1), trained(epoch + 1))
         if time.monotonic() - saved > SAVE_EVERY:
             checkpoint.save_unfinished(run, result, parts, step)
             saved = time.monotonic()
     bar.close()
+    if ranks.RANK > 0:
+        return
 
     checkpoint.save(run, trained(settings["epochs"]))
-    print(f"{checkpoint.path_in(run, name)}: {len(trained_on)} images, {steps:,} steps")
+    done = f"{checkpoint.path_in(run, name)}: {len(trained_on)} images, {steps:,} steps"
+    if began and step > began[1]:
+        rate = (step - began[1]) * len(trained_on) / steps_an_epoch / (time.monotonic() - began[0])
+        done += f", {rate:,.1f} images/s, {cli.peak_memory(device) / 1e9:.2f} GB"
+    print(done)
     export(checkpoint.path_in(run, name), args.export)
 
 

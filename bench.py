@@ -4,13 +4,14 @@
 
 The limit is the rate of a large matrix product in the same precision, measured in the same run: it cannot do a
 network's operations, which torch.utils.flop_counter counts, any faster. Training is train.py itself, run as a user
-would; a small network in as many processes as there are cores, as reproduce.py trains. With --peers it is followed by
+would; small networks, as many at a time as there are cores, as reproduce.py trains. With --peers it is followed by
 what people would otherwise train such a network with, as far as it is installed (pip install diffusers
-denoising-diffusion-pytorch): plain steps on images in memory, in float32 and in bfloat16. Whatever is compared is
-measured in turns, each time in a process of its own.
+denoising-diffusion-pytorch): plain steps on images in memory, in float32 and in bfloat16, as many at a time. Whatever
+is compared is measured in turns, each time in a process of its own.
 """
 
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,6 +51,8 @@ PEERS = {
     "diffusers": "diffusers",
     "denoising-diffusion-pytorch": "denoising_diffusion_pytorch",
 }
+BATCH = {"cpu": 16, "cuda": 256}  # images at a time, in sampling and attacks
+LIMIT = "matrix product"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -65,14 +69,17 @@ def main() -> None:
     device = args.device
 
     machine = f"{processor(device)}, {os.cpu_count()} cores, torch {torch.__version__}"
-    limits = {precision: apart(matrix_rate, precision, device)[0] for precision in PRECISIONS}
+    rows, limits = [], {}
+    for row in [row for preset in args.preset for row in measure(preset, args)]:
+        if row["what"] == LIMIT:  # the best of the whole run: others on this machine can only make it less
+            limits[row["precision"]] = max([*row["images_per_s"], limits.get(row["precision"], 0)])
+        else:
+            rows.append(row)
+    for row in rows:
+        row["of_limit"] = max(row["images_per_s"]) * row["flop_per_image"] / limits[row["precision"]]
     print(machine)
     print("a matrix product: " + ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in limits.items()))
-    rows = []
     for preset in args.preset:
-        for row in measure(preset, args):
-            row["of_limit"] = max(row["images_per_s"]) * row["flop_per_image"] / limits[row["precision"]]
-            rows.append({"preset": preset} | row)
         print_table([row for row in rows if row["preset"] == preset])
     if args.out:
         result = {"machine": machine, "date": time.strftime("%Y-%m-%d"), "command": shlex.join(["python", *sys.argv])}
@@ -86,39 +93,36 @@ def measure(preset: str, args) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:  # for the sizes that train.py gives the network
         train(preset, Path(folder), device, seconds=0)
         trained = checkpoint.load(checkpoint.path_in(Path(folder) / "0", "all"))
-    sizes = trained.unet, trained.dataset["size"], trained.settings["batch"]
+    config, size, batch = trained.unet, trained.dataset["size"], trained.settings["batch"]
     ours = "bfloat16" if cli.bfloat16_is_faster(device) else "float32"
-    measurements: dict[tuple[str, str], Callable] = {}
+    peers = [peer for peer, package in PEERS.items() if args.peers and importlib.util.find_spec(package)]
+    how = device, args.seconds
     with tempfile.TemporaryDirectory() as folder:
-        measurements["training", ours] = lambda: train(preset, Path(folder), device, args.seconds)
-        peers = [peer for peer, package in PEERS.items() if args.peers and importlib.util.find_spec(package)]
-        for peer in peers:
-            for precision in PRECISIONS:
-                measurements[f"training: {peer}, plainly", precision] = lambda peer=peer, precision=precision: apart(
-                    peer_rate, peer, *sizes, precision, True, device, args.seconds
-                )
+        todo = {(LIMIT, precision): partial(apart, matrix_rate, precision, device) for precision in PRECISIONS}
+        todo["training", ours] = partial(train, preset, Path(folder), *how)
+        for peer, precision in itertools.product(peers, PRECISIONS):
+            step = partial(apart, peer_rate, peer, config, size, batch, precision, True, *how)
+            todo[f"training: {peer}, plainly", precision] = partial(step, processes=processes(preset, device))
         for what in PASSES:
-            measurements[what, "float32"] = lambda what=what: apart(rate_of, what, *sizes, device, args.seconds)
+            todo[what, "float32"] = partial(apart, rate_of, what, config, size, *how)
             for peer in peers if what == "sampling" else []:
-                measurements[f"sampling: {peer}, plainly", "float32"] = lambda peer=peer: apart(
-                    peer_rate, peer, *sizes, "float32", False, device, args.seconds
-                )
-        found = {key: [] for key in measurements}
+                forward = partial(apart, peer_rate, peer, config, size, BATCH[device.type], "float32", False, *how)
+                todo[f"sampling: {peer}, plainly", "float32"] = forward
+        found = {key: [] for key in todo}
         with tqdm(total=len(found) * args.rounds, desc=preset, leave=False) as bar:
             for _ in range(args.rounds):
-                for key, measurement in measurements.items():
+                for key, measurement in todo.items():
                     found[key].append(measurement())
                     bar.update()
-    network = UNet(trained.unet)
-    forward, step = operations(network, sizes[1], training=False), operations(network, sizes[1], training=True)
+    forward, step = (operations(UNet(config), size, training) for training in (False, True))
     rows = []
     for (what, precision), results in found.items():
         rates, memories = zip(*results, strict=True)
         flops = step if what == "training" else forward * PASSES.get(what, 0)
         if ":" in what:  # a peer says how many operations its network has
-            rates, flops = [rate for rate, _ in rates], rates[0][1]
+            rates, flops = [rate for rate, _ in rates], max(flops for _, flops in rates)
         rows.append(
-            {"what": what, "precision": precision, "images_per_s": [round(rate, 3) for rate in rates]}
+            {"preset": preset, "what": what, "precision": precision, "images_per_s": [round(rate, 3) for rate in rates]}
             | {"flop_per_image": flops, "peak_memory": max(memories)}
         )
     return rows
@@ -137,14 +141,19 @@ def print_table(rows: list[dict]) -> None:
 # --- what is measured -------------------------------------------------------------------------------
 
 
+def processes(preset: str, device: torch.device) -> int:
+    """How many trainings at a time make the most of the machine."""
+    return os.cpu_count() if device.type == "cpu" and preset != "cifar10" else 1
+
+
 def train(preset: str, folder: Path, device: torch.device, seconds: int) -> tuple[float, int]:
     """train.py's images/s, all processes together, and the memory of one."""
-    processes = os.cpu_count() if device.type == "cpu" and preset != "cifar10" else 1
+    at_once = processes(preset, device)
     images = EXPECTED[preset] * seconds * (100 if device.type == "cuda" else 1)
     epochs = max(3 if seconds else 1, images // MEMBERS[preset])
     command = f"train.py --restart --split all --dataset toy --preset {preset} --device {device.type}"
     command += f" --members {MEMBERS[preset] if seconds else 2} --epochs {epochs} --run"
-    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if processes > 1 else {})
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if at_once > 1 else {})
     started = [
         subprocess.Popen(
             [sys.executable, *command.split(), folder / str(i)],
@@ -154,7 +163,7 @@ def train(preset: str, folder: Path, device: torch.device, seconds: int) -> tupl
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(processes)
+        for i in range(at_once)
     ]
     rate, memory = 0, 0
     for process in started:
@@ -166,11 +175,11 @@ def train(preset: str, folder: Path, device: torch.device, seconds: int) -> tupl
     return rate, memory
 
 
-def rate_of(what: str, config: UNetConfig, size: int, batch: int, device: torch.device, seconds: int) -> float:
+def rate_of(what: str, config: UNetConfig, size: int, device: torch.device, seconds: int) -> float:
     """Images/s of sampling, or of an attack at T."""
     cli.reuse_memory()
     model, schedule = UNet(config).to(device).eval().requires_grad_(False), NoiseSchedule()
-    n = 256 if device.type == "cuda" else 16
+    n = BATCH[device.type]
     x = torch.rand(n, 3, size, size, device=device) * 2 - 1
     if what == "sampling":
         steps = 4  # of STEPS
@@ -185,8 +194,9 @@ def peer_rate(
 ) -> tuple[float, float]:
     """Images/s of a peer's training step, or of its forward passes alone as those of a sampler; operations an image."""
     network, loss_of, optimizer = PLAIN[peer](config, size)
+    flops = operations(network, size, training)
     network.to(device).train(training)
-    x = torch.rand(batch if training else 16, 3, size, size, device=device) * 2 - 1
+    x = torch.rand(batch, 3, size, size, device=device) * 2 - 1
     t = torch.full((len(x),), T, device=device)
 
     def step() -> None:
@@ -197,8 +207,6 @@ def peer_rate(
         optimizer.step()
         optimizer.zero_grad()
 
-    flops = operations(network.cpu(), size, training)
-    network.to(device)
     if training:
         return repeated(step, len(x), device, seconds), flops
     with torch.no_grad():
@@ -249,7 +257,8 @@ def plain_denoising_diffusion_pytorch(config: UNetConfig, size: int):
 
     network = Unet(dim=config.ch, dim_mults=config.mult, dropout=config.dropout)
     diffusion = GaussianDiffusion(network, image_size=size, timesteps=1000)
-    return network, lambda x0: diffusion((x0 + 1) / 2), torch.optim.Adam(network.parameters(), 1e-4, (0.9, 0.99))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4, (0.9, 0.99))
+    return network, lambda x0: diffusion.to(x0.device)((x0 + 1) / 2), optimizer
 
 
 PLAIN = dict(zip(PEERS, (plain_network, plain_diffusers, plain_denoising_diffusion_pytorch), strict=True))
@@ -258,13 +267,23 @@ PLAIN = dict(zip(PEERS, (plain_network, plain_diffusers, plain_denoising_diffusi
 # --- how ---------------------------------------------------------------------------------------------
 
 
-def apart(function: Callable, *args):
-    """function(*args) in a process of its own, and the most memory that it had, in bytes."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(with_memory, function, *args).result()
+def apart(function: Callable, *args, processes: int = 1):
+    """function(*args) in a process of its own, and the most memory that it had, in bytes.
+
+    With several `processes` at once each has one thread, and (rate, operations) comes with the sum of the rates.
+    """
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(with_memory, processes, function, *args) for _ in range(processes)]
+        results = [future.result() for future in futures]
+    found, memory = results[0]
+    if processes > 1:
+        found = sum(rate for (rate, _), _ in results), found[1]
+    return found, memory
 
 
-def with_memory(function: Callable, *args):
+def with_memory(processes: int, function: Callable, *args):
+    if processes > 1:
+        torch.set_num_threads(1)
     return function(*args), cli.peak_memory(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))
 
 

@@ -146,7 +146,7 @@ def reuse_memory() -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory that this process has had, in bytes: on a GPU, or as a whole. 0 on Windows, which does not say."""
+    """The most memory that this process has had, in bytes, or on its GPU; 0 on Windows, which cannot say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     try:
@@ -156,12 +156,17 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call a script's main; what the user can mend ends in one line and exit status 2. Rank 0 alone prints."""
+def run(main: Callable[[], None], several: bool = False) -> None:
+    """Call a script's main; what the user can mend ends in one line and exit status 2.
+
+    `several` says that torchrun may start it: then rank 0 alone prints.
+    """
     reuse_memory()
     if ranks.RANK > 0:
         sys.stdout = open(os.devnull, "w")
     try:
+        if ranks.WORLD > 1 and not several:
+            raise BadInput("torchrun is for train.py; this is to be started as usual, with python")
         main()
     except BadInput as error:
         fail(str(error))

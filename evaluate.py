@@ -66,11 +66,12 @@ def main() -> None:
     cli.add_member_split(published)
     published.add_argument("--members", type=cli.natural, help="judge it by so many of them (default: by all)")
     published.add_argument("--size", type=cli.natural, help="side of its images, in pixels (default: 32)")
-    parser.add_argument("--batch", type=cli.natural, default=64, help="images at a time (default: %(default)s)")
+    parser.add_argument("--batch", type=cli.natural, help="images at a time (default: 64, on a GPU 256)")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of the attacker's noise (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="directory to write into (default: the run's, or that of all runs)")
     parser.add_argument("--print-only", action="store_true", help="write neither table nor figures")
     args = parser.parse_args()
+    args.batch = args.batch or (256 if args.device.type == "cuda" else 64)
     if args.list:
         list_models(args.run or [Path("runs")])
         return

@@ -251,4 +251,4 @@ def export(model: Path, to: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, several=True)

@@ -23,7 +23,7 @@ import sample as sample_script
 import train
 from dualmd import NoiseSchedule
 from files import BadInput
-from unet import UNetConfig
+from unet import UNet, UNetConfig
 
 
 def run(script, *flags, cwd):
@@ -132,7 +132,8 @@ def test_the_undefended_model_learns_the_true_noise(tmp_path, monkeypatch):
     losses = record(monkeypatch, train, "training_loss")
     call(monkeypatch, "--split", "all", "--run", tmp_path, *TINY)
     for ((_, _, t, eps), x_t), (loss_args, _) in zip(noised, losses, strict=True):
-        assert loss_args[1] is x_t and loss_args[2] is t and loss_args[3] is eps
+        for used, drawn in zip(loss_args[1:], (x_t, t, eps), strict=True):
+            assert torch.equal(used, drawn)
     draws = [(t.tolist(), eps) for ((_, _, t, eps), _) in noised]
     assert draws[0][0] != draws[1][0] and not torch.equal(draws[0][1], draws[1][1]), "each step draws anew"
 
@@ -247,6 +248,49 @@ def test_bfloat16_is_for_processors_that_gain_by_it(monkeypatch):
     supported[0] = False
     assert not cli.bfloat16_is_faster(cpu)
     assert cli.bfloat16_is_faster(torch.device("cuda")) and not cli.bfloat16_is_faster(torch.device("mps"))
+
+
+def test_long_trainings_on_a_gpu_are_compiled(tmp_path, monkeypatch):
+    compiled = []
+
+    def compiles(function, **flags):
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiles)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "ones", lambda *args, **kwargs: torch.zeros(8))  # there is no GPU
+        assert [cli.compiles(None, gpu, steps) for steps in (100, 10_000)] == [False, True]
+    assert not cli.compiles(False, gpu, 10_000) and not cli.compiles(None, cpu, 10**6) and cli.compiles(True, cpu, 1)
+    compiled.clear()
+    call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
+    assert not compiled
+    call(monkeypatch, "--split", "B", "--run", tmp_path, "--compile", *TINY)
+    assert isinstance(compiled[-1], UNet)
+
+    def no_compiler(function):
+        raise RuntimeError("no working C++ compiler\nwas found")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    assert not cli.compiles(None, gpu, 10_000), "nobody asked for it, and it goes without"
+    with pytest.raises(BadInput, match="--compile: .* does not work .*no working C.. compiler was found"):
+        cli.compiles(True, cpu, 1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have other allocators")
+def test_memory_is_used_again():
+    """The second tensor of 64 MB costs none of the 16,384 pages that the first had to be given."""
+    faults = "resource.getrusage(resource.RUSAGE_SELF).ru_minflt"
+    twice = f"torch.ones(16_000_000); before = {faults}; torch.ones(16_000_000); print({faults} - before)"
+    code = f"import resource, sys, torch; sys.path.insert(0, {str(ROOT)!r}); import cli; {{}}; {twice}"
+    spent = [
+        int(
+            subprocess.run([sys.executable, "-c", code.format(call)], capture_output=True, text=True, check=True).stdout
+        )
+        for call in ("pass", "cli.reuse_memory()")
+    ]
+    assert spent[1] < 1000 and spent[1] < spent[0]
 
 
 def test_a_run_stays_one_experiment(tmp_path, monkeypatch, capsys):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unet import UNet, UNetConfig
+from unet import Dropout, UNet, UNetConfig
 
 TINY = UNetConfig(ch=32, mult=(1, 2, 2), attn=(1,), blocks=1, dropout=0.0, groups=8)
 
@@ -138,6 +138,30 @@ def test_dropout_only_in_training():
     assert not torch.equal(model(x, t), model(x, t))
     model.eval()
     assert torch.equal(model(x, t), model(x, t))
+
+
+def test_dropout_zeroes_a_share_and_keeps_the_mean():
+    torch.manual_seed(0)
+    x = torch.ones(40, 25, 3, 67)  # 201,000 numbers
+    seen = Dropout(0.3)(x)
+    assert seen[seen != 0].unique().tolist() == pytest.approx([1 / 0.7])
+    assert (seen == 0).float().mean().item() == pytest.approx(0.3, abs=0.005)
+    # each number on its own: not whole rows, columns or channels, nor in the same places twice
+    for dims in ((0, 1, 2), (1, 2, 3), (0, 2, 3), (0, 1, 3)):
+        assert ((seen == 0).float().mean(dims) - 0.3).abs().max() < 0.05
+    both = (seen == 0) & (Dropout(0.3)(x) == 0)
+    assert both.float().mean().item() == pytest.approx(0.09, abs=0.005)
+
+
+def test_shares_of_a_batch_have_the_masks_of_the_whole():
+    x, found = torch.randn(7, 5, 3, 3), []
+    dropout = Dropout(0.5)
+    for rows in (slice(7), slice(0, 2), slice(2, 7)):
+        torch.manual_seed(1)
+        dropout.rows = 7, rows
+        found.append(dropout(x[rows]))
+    whole, *parts = found
+    assert torch.equal(torch.cat(parts), whole) and (whole == 0).any() and (whole != 0).any()
 
 
 def test_answers_in_the_precision_that_it_was_asked_in():

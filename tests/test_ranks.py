@@ -1,0 +1,150 @@
+"""Several processes are one training: the same weights, one voice, and none lives on when another has died."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+import cli
+import ranks
+import train
+from files import BadInput
+
+# what torchrun starts: train.py in float32, whose rounding is small, or with a disk that only rank 1 cannot read
+SCRIPT = f"""
+import sys
+
+sys.path.insert(0, {str(Path(train.__file__).parent)!r})
+import cli, data, ranks, train
+from files import BadInput
+
+def unreadable(*args):
+    raise BadInput("the disk of this one is broken")
+
+cli.bfloat16_is_faster = lambda device: False
+if "--broken" in sys.argv:
+    sys.argv.remove("--broken")
+    if ranks.RANK == 1:
+        data.load = unreadable
+cli.run(train.main, several=True)
+"""
+
+
+def start(processes, script, *flags):
+    """torchrun, or python for one process alone."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--"]
+    command = [sys.executable, *(torchrun if processes > 1 else []), script, *map(str, flags)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """A student with dropout and flips, trained by 1, 2 and 3 processes; and by 2 of which one cannot."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "script.py").write_text(SCRIPT)
+    with pytest.MonkeyPatch.context() as patch:
+        preset = train.PRESETS["tiny"]
+        patch.setitem(preset, "unet", train.UNetConfig(ch=32, mult=(1, 1), attn=(), blocks=1, dropout=0.3, groups=8))
+        patch.setitem(preset, "train", preset["train"] | {"flip": True, "warmup": 1})
+        # 18 images, so that an epoch's second batch has two, fewer than three processes
+        flags = "--dataset toy --size 8 --members 18 --epochs 3 --run".split()
+        for half in "AB":
+            patch.setattr(sys, "argv", ["train.py", "--split", half, *flags, str(folder / "1")])
+            train.main()
+    for other in ("2", "3", "broken"):
+        shutil.copytree(folder / "1", folder / other)
+    student = "--distill", "cross", "--dataset", "toy", "--run"
+    started = {str(n): start(n, folder / "script.py", *student, folder / str(n)) for n in (1, 2, 3)}
+    started["broken"] = start(2, folder / "script.py", "--broken", *student, folder / "broken")
+    return folder, {name: (*process.communicate(timeout=300), process.returncode) for name, process in started.items()}
+
+
+@pytest.mark.parametrize("processes", ["2", "3"])
+def test_however_many_processes_train_the_same_model(ended, processes):
+    folder, outcomes = ended
+    assert [outcomes[name][2] for name in ("1", processes)] == [0, 0], outcomes
+    alone, together = (checkpoint.load(folder / name / "distill-cross.pt").weights for name in ("1", processes))
+    initial = checkpoint.load(folder / "1" / "A.pt").weights
+    assert max((alone[key] - initial[key]).abs().max() for key in alone) > 1e-3, "something was learnt"
+    for key in alone:
+        torch.testing.assert_close(together[key], alone[key], atol=2e-5, rtol=0)
+
+
+def test_rank_0_alone_prints_and_saves(ended):
+    folder, outcomes = ended
+    assert outcomes["2"][0].count("distill-cross.pt: 18 images, 6 steps") == 1
+    assert sorted(path.name for path in (folder / "2").iterdir()) == ["A.pt", "B.pt", "distill-cross.pt"]
+    assert [outcomes[name][1].count("distill-cross:   0%") for name in "12"] == [1, 1], "one progress bar"
+
+
+def test_one_that_dies_ends_all_with_its_message(ended):
+    folder, outcomes = ended
+    output, errors, status = outcomes["broken"]
+    assert status != 0
+    assert "\nscript.py: rank 1: the disk of this one is broken\n" in "\n" + errors
+    assert not (folder / "broken" / "distill-cross.pt").exists()
+
+
+def test_shares_are_the_batch(monkeypatch):
+    for world in (1, 2, 3, 5):
+        monkeypatch.setattr(ranks, "WORLD", world)
+        for n in (1, 2, 7, 128):
+            losses, taken, mean = torch.arange(n) ** 2.0, [], 0
+            for rank in range(world):
+                monkeypatch.setattr(ranks, "RANK", rank)
+                mine, weight = ranks.share(n)
+                assert len(losses[mine]) > 0, "each has to take part"
+                mean += weight * losses[mine].mean().item() / world
+                taken += range(n)[mine] if weight else []
+            assert taken == list(range(n)) and mean == pytest.approx(losses.mean().item())
+
+
+def test_processes_must_see_the_same_files(monkeypatch):
+    ranks.require_same(3, "a")
+    monkeypatch.setattr(ranks, "WORLD", 2)
+
+    def gather(found, mine):
+        found[:] = [mine, theirs]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    theirs = (3, "a")
+    ranks.require_same(3, "a")
+    theirs = (0, "a")
+    with pytest.raises(BadInput, match="the processes see different files .*3.*0.* must name directories that they"):
+        ranks.require_same(3, "a")
+
+
+def test_a_lost_connection_is_one_line(monkeypatch):
+    monkeypatch.setattr(ranks, "WORLD", 2)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with pytest.raises(BadInput, match="another process of this training has ended"):
+        with ranks.together(torch.device("cpu")):
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.1.1]:4711")
+    with pytest.raises(RuntimeError, match="shapes"):
+        with ranks.together(torch.device("cpu")):
+            raise RuntimeError("shapes do not fit")
+
+
+def test_only_trainings_are_shared(monkeypatch, capsys):
+    monkeypatch.setattr(ranks, "WORLD", 2)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+    with pytest.raises(SystemExit):
+        cli.run(lambda: None)
+    assert "evaluate.py: torchrun is for train.py;" in capsys.readouterr().err
+    cli.run(lambda: None, several=True)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    assert cli.device("cuda") == torch.device("cuda")
+    monkeypatch.setattr(ranks, "WORLD", 4)
+    monkeypatch.setattr(ranks, "LOCAL_RANK", 3)
+    assert cli.device("cuda") == torch.device("cuda", 3) and cli.device("cpu") == torch.device("cpu")

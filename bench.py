@@ -150,7 +150,7 @@ def train(preset: str, folder: Path, device: torch.device, seconds: int) -> tupl
     """train.py's images/s, all processes together, and the memory of one."""
     at_once = processes(preset, device)
     images = EXPECTED[preset] * seconds * (100 if device.type == "cuda" else 1)
-    epochs = max(3 if seconds else 1, images // MEMBERS[preset])
+    epochs = max(8 if seconds else 1, images // MEMBERS[preset])  # the first few fetch memory
     command = f"train.py --restart --split all --dataset toy --preset {preset} --device {device.type}"
     command += f" --members {MEMBERS[preset] if seconds else 2} --epochs {epochs} --run"
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if at_once > 1 else {})

@@ -166,7 +166,7 @@ def train(args: argparse.Namespace) -> None:
         return dataclasses.replace(result, settings=settings | {"epochs": epochs}, weights=weights)
 
     # --- the loop ---
-    x_all = images[trained_on].to(device)  # uint8, resident
+    x_all = images.to(device)  # uint8, resident
     in_a = torch.arange(len(trained_on)) < len(split.a)
     batch, steps_an_epoch = settings["batch"], -(-len(trained_on) // settings["batch"])
     steps = settings["epochs"] * steps_an_epoch
@@ -189,7 +189,7 @@ def train(args: argparse.Namespace) -> None:
         torch.manual_seed(cli.seed_for(settings["seed"], name, "step", step))
 
         # drawn for the whole batch, of which this process then takes its share
-        x0 = data.to_float(x_all[rows.to(device, non_blocking=True)])
+        x0 = data.to_float(x_all[trained_on[rows].to(device, non_blocking=True)])
         if settings["flip"]:
             x0 = torch.where(torch.rand(len(rows), 1, 1, 1, device=device) < 0.5, x0.flip(3), x0)
         t = torch.randint(schedule.T, (len(rows),), device=device)

@@ -272,6 +272,14 @@ def test_remembering_answers_alike_and_asks_once():
     assert torch.equal(ask(x0, torch.tensor([1, 2, 4])), spy.answer(x0, torch.tensor([1, 2, 4])))
 
 
+def test_many_timesteps_cost_hardly_more_questions_than_the_last():
+    x0 = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for attack, ts, questions in (("pia", range(10, 310, 10), 31), ("secmi", range(10, 310, 10), 31)):
+        spy = Spy(lambda x, t: x * 0.1)
+        targets.attack_scores(spy, NoiseSchedule(), x0, {attack: list(ts)}, evaluate_args(), "spy")
+        assert len(spy.asked) == questions and all(len(x) == 5 for x, _ in spy.asked)
+
+
 def test_half_a_run(tmp_path, small):
     """A alone is attacked on its own images; where B stands beside it, only both together."""
     split = make_run(tmp_path, small, ["B"])

@@ -64,9 +64,10 @@ def test_a_number_of_every_kind(monkeypatch, capsys):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say")
 def test_memory_is_that_of_a_process_of_its_own():
+    here = torch.ones(150_000_000)  # which is this one's
     _, small = bench.apart(torch.ones, 1)
     _, large = bench.apart(torch.ones, 50_000_000)  # 200 MB
-    assert 150e6 < large - small < 450e6
+    assert 150e6 < large - small < 450e6 and small < 4 * here.numel()
 
 
 def test_several_at_once_add_up():

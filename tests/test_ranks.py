@@ -1,6 +1,7 @@
 """Several processes are one training: the same weights, one voice, and none lives on when another has died."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,8 @@ def test_however_many_processes_train_the_same_model(ended, processes):
     assert max((alone[key] - initial[key]).abs().max() for key in alone) > 1e-3, "something was learnt"
     for key in alone:
         torch.testing.assert_close(together[key], alone[key], atol=2e-5, rtol=0)
+    losses = [re.findall(r"loss=([\d.]+)", outcomes[name][1])[-1] for name in ("1", processes)]
+    assert float(losses[0]) == pytest.approx(float(losses[1]), abs=2e-4), "one loss, that of the whole batch"
 
 
 def test_rank_0_alone_prints_and_saves(ended):
@@ -103,6 +106,17 @@ def test_shares_are_the_batch(monkeypatch):
                 mean += weight * losses[mine].mean().item() / world
                 taken += range(n)[mine] if weight else []
             assert taken == list(range(n)) and mean == pytest.approx(losses.mean().item())
+
+
+@pytest.mark.parametrize(("rank", "order"), [(0, ["load", "barrier"]), (1, ["barrier", "load"])])
+def test_rank_0_loads_first(monkeypatch, rank, order):
+    happened = []
+    monkeypatch.setattr(ranks, "WORLD", 2)
+    monkeypatch.setattr(ranks, "RANK", rank)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: happened.append("barrier"))
+    with ranks.first_rank_first():
+        happened.append("load")
+    assert happened == order
 
 
 def test_processes_must_see_the_same_files(monkeypatch):

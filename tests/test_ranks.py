@@ -62,6 +62,8 @@ def ended(tmp_path_factory):
         shutil.copytree(folder / "1", folder / other)
     student = "--distill", "cross", "--dataset", "toy", "--run"
     started = {str(n): start(n, folder / "script.py", *student, folder / str(n)) for n in (1, 2, 3)}
+    undefended = "--split", "all", *flags
+    started |= {f"all-{n}": start(n, folder / "script.py", *undefended, folder / f"all-{n}") for n in (1, 2)}
     started["broken"] = start(2, folder / "script.py", "--broken", *student, folder / "broken")
     return folder, {name: (*process.communicate(timeout=300), process.returncode) for name, process in started.items()}
 
@@ -77,6 +79,11 @@ def test_however_many_processes_train_the_same_model(ended, processes):
         torch.testing.assert_close(together[key], alone[key], atol=2e-5, rtol=0)
     losses = [re.findall(r"loss=([\d.]+)", outcomes[name][1])[-1] for name in ("1", processes)]
     assert float(losses[0]) == pytest.approx(float(losses[1]), abs=2e-4), "one loss, that of the whole batch"
+
+
+def test_each_learns_the_noise_of_its_own_images(ended):
+    losses = [re.findall(r"loss=([\d.]+)", ended[1][name][1])[-1] for name in ("all-1", "all-2")]
+    assert float(losses[0]) == pytest.approx(float(losses[1]), abs=2e-4)
 
 
 def test_rank_0_alone_prints_and_saves(ended):

@@ -15,6 +15,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import platform
 import re
 import shlex
 import subprocess
@@ -320,7 +321,9 @@ def matrix_rate(precision: str, device: torch.device) -> float:
 
 
 def processor(device: torch.device) -> str:
-    return torch.cuda.get_device_name() if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return torch.cpu.get_capabilities().get("cpu_name", platform.machine())  # not every processor has a name
 
 
 if __name__ == "__main__":

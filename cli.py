@@ -149,7 +149,7 @@ def peak_memory(device: torch.device) -> int:
     """The most memory that this process has had, in bytes, or on its GPU; 0 on Windows, which cannot say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    with suppress(OSError):  # Linux, where getrusage counts what the process that started this one had
+    with suppress(OSError, IndexError):  # Linux, where getrusage counts what the process that started this one had
         return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
     try:
         import resource

@@ -12,6 +12,9 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
+import files  # noqa: E402
+import train  # noqa: E402
+
 torch.set_num_threads(1)  # the networks here are small: more threads would wait for each other
 
 
@@ -33,6 +36,12 @@ def published_split() -> Path:
     return path
 
 
+def settings(**changes) -> dict:
+    """What a checkpoint says of its training: the tiny preset's, with seed 0."""
+    said = {"preset": "tiny", "seed": 0, "members": 4, "member_split": None, "targets": "noise", "teachers": None}
+    return said | train.PRESETS["tiny"]["train"] | changes
+
+
 class Spy:
     """An eps model that answers with `answer(x, t)` and remembers what it was asked: `.asked`, a list of (x, t)."""
 
@@ -49,6 +58,20 @@ class Spy:
         return [t[0].item() for _, t in self.asked]
 
 
+def pickled_by_python_2(pixels, **others):
+    """A pickle as CIFAR's official ones are: protocol 2, strings of bytes, an old name for numpy's module."""
+    n, raw = len(pixels), pixels.tobytes()
+    text = b"".join(
+        b"U" + bytes([len(k)]) + k.encode() + b"U" + bytes([len(v)]) + v.encode() for k, v in others.items()
+    )
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    array += b"(K\x01M" + n.to_bytes(2, "little") + b"M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+    array += b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array += b"\x89T" + len(raw).to_bytes(4, "little") + raw + b"tb"
+    labels = b"](" + b"".join(bytes([ord("K"), i % 10]) for i in range(n)) + b"e"
+    return b"\x80\x02}(" + text + b"U\x04data" + array + b"U\x06labels" + labels + b"u."
+
+
 class Payload:
     """What an attacker would put into a file: code that runs when it is unpickled, and makes `path`."""
 
@@ -61,38 +84,44 @@ class Payload:
 
 class Server:
     """Serve `.content` on 127.0.0.1, `.cut` short if wanted; note what is `.asked` for, and `.ranges` of it, which are
-    obeyed if it `.resumes`."""
+    obeyed if it `.resumes`. First of all it gives these `.answers`, one a request: of each other `status`, `body`,
+    `cut`, and a length that it `claims`, None for no word of it."""
 
     def __init__(self):
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
+                answer = outer.answers.pop(0) if outer.answers else {}
                 asked = self.headers.get("Range")
                 outer.ranges.append(asked)
                 outer.asked.append(self.path)
-                asked = asked if outer.resumes else None
+                asked = asked if outer.resumes and "status" not in answer else None
                 start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-                if start >= len(outer.content):
+                content = answer.get("body", outer.content)
+                if start >= len(content):
                     self.send_error(416)
                     return
-                body = outer.content[start:]
-                self.send_response(206 if asked else 200)
-                self.send_header("Content-Length", str(len(body)))
+                body = content[start:]
+                self.send_response(answer.get("status", 206 if asked else 200))
+                length = answer.get("claims", len(body))
+                if length is not None:
+                    self.send_header("Content-Length", str(length))
                 self.end_headers()
-                self.wfile.write(body[: outer.cut])
+                self.wfile.write(body[: answer.get("cut", outer.cut)])
 
             def log_message(self, *args):
                 pass
 
-        self.content, self.cut, self.resumes, self.ranges, self.asked = b"", None, True, [], []
+        self.content, self.cut, self.resumes, self.ranges, self.asked, self.answers = b"", None, True, [], [], []
         self.http = HTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/cifar-10-binary.tar.gz"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
+    monkeypatch.setattr(files, "PAUSE", 0.0)  # for whom would it recover?
     server = Server()
     yield server
     server.http.shutdown()

@@ -3,25 +3,30 @@
 A run directory holds up to six: all.pt, A.pt, B.pt, distill-cross.pt, distill-average.pt and an
 attacker's reference.pt; and an `.unfinished` file for each training that is not over.
 Nothing outside this module knows the format, nor that of the field, pytorch-ddpm's, in which models
-come in and go out. Files are read with `weights_only=True`: as data, never as code.
+come in and go out. Files are read with `weights_only=True`, as data and never as code, and nothing is
+made of that data before its types, sizes and ranges have been looked at.
 """
 
 import dataclasses
 import itertools
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import data
 from data import Split
 from dualmd import NoiseSchedule
-from files import BadInput, atomic_write, in_a_line, read_tensors
+from files import BadInput, atomic_write, in_a_line, key_of, read_tensors, remove_abandoned, write_tensors
 from unet import SinusoidalEmbedding, UNet, UNetConfig
 
 FORMAT = "dualmd checkpoint 1"
+UNFINISHED = "dualmd unfinished training 1"
 KIND = "a checkpoint of this project"
 PUBLISHED_KIND = "a checkpoint in pytorch-ddpm's format"
 NAMES = ("all", "A", "B", "distill-cross", "distill-average", "reference")
@@ -63,11 +68,21 @@ def snapshots(run: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def images_of(name: str, split: Split) -> Tensor:
+    """The indices of the images that this one of NAMES is trained on."""
+    return {"A": split.a, "B": split.b, "reference": split.reference}.get(name, split.members)
+
+
+def _parts(split: Split) -> list[Tensor]:
+    return [split.a, split.b, split.nonmembers, split.reference]
+
+
 def save(run: Path, checkpoint: Checkpoint) -> None:
     """Write the finished model into `run`, whole or not at all; its `.unfinished` file has served."""
-    with atomic_write(path_in(run, checkpoint.name)) as temporary:
-        torch.save({"format": FORMAT} | dataclasses.asdict(checkpoint), temporary)
-    _unfinished(run, checkpoint.name).unlink(missing_ok=True)
+    write_tensors(path_in(run, checkpoint.name), {"format": FORMAT} | dataclasses.asdict(checkpoint))
+    unfinished = _unfinished(run, checkpoint.name)
+    unfinished.unlink(missing_ok=True)
+    remove_abandoned(unfinished)
 
 
 def load(path: Path) -> Checkpoint:
@@ -77,11 +92,11 @@ def load(path: Path) -> Checkpoint:
         hint = "; evaluate.py --checkpoint attacks those of pytorch-ddpm" if "ema_model" in content else ""
         raise BadInput(f"{path} is not {KIND}: it does not say {FORMAT!r}{hint}")
     try:
-        content["split"], content["unet"] = Split(**content["split"]), UNetConfig(**content["unet"])
-        checkpoint = Checkpoint(**content)
-        checkpoint.eps_model()  # do weights and sizes fit?
-    except (TypeError, KeyError, ValueError, RuntimeError) as error:
-        raise BadInput(f"{path} is a damaged checkpoint: {str(error).splitlines()[0]}") from error
+        checkpoint = _checked(content)
+    except Exception as error:  # what somebody has made up can be wrong in any way
+        raise BadInput(f"{path} is a damaged checkpoint ({in_a_line(error)})") from error
+    if path.stem in NAMES and path.stem != checkpoint.name:
+        raise BadInput(f"{path} holds the model {checkpoint.name}: give it its own name back")
     return checkpoint
 
 
@@ -133,67 +148,256 @@ def load_images(checkpoint: Checkpoint, data_dir: str | None) -> Tensor:
 
 def require_images(checkpoint: Checkpoint, images: Tensor) -> None:
     """Raise BadInput unless `images` are the ones that this model's indices number."""
-    if data.fingerprint(images) != checkpoint.dataset["sha256"]:
+    last = torch.cat(_parts(checkpoint.split)).max()
+    if data.fingerprint(images) != checkpoint.dataset["sha256"] or last >= len(images):
         raise BadInput(
             f"these {checkpoint.dataset['name']} images are not those that {checkpoint.name} was trained on; "
             "name their directory with --data-dir"
         )
 
 
+# --- what a file may say ------------------------------------------------------------------------------
+
+# Of each number a range of whole ones, or the ends of one of fractions; of a text its type, or all that it can be. They
+# are wide. But nothing that is made of what a stranger says may fill the memory or take for ever.
+SEED = range(2**32)
+RULES = {
+    "dataset": {
+        "name": set(data.DATASETS),
+        "data_dir": str | None,
+        "size": range(1, data.LARGEST_SIZE + 1),
+        "seed": SEED,
+        "sha256": str,
+    },
+    "settings": {
+        "preset": str,
+        "seed": SEED,
+        "members": range(2, 2**31),
+        "epochs": range(1, 2**31),
+        "batch": range(1, 2**20),
+        "lr": (0.0, 10.0),
+        "warmup": range(1, 2**31),
+        "ema": (0.0, 1.0),
+        "flip": bool,
+        "member_split": str | None,
+        "targets": {"noise", "cross", "average"},
+        "teachers": str | None,
+    },
+    "schedule": {"T": range(1, 10**5), "beta_1": (1e-9, 0.999), "beta_T": (1e-9, 0.999)},
+}
+SIZES = {
+    "ch": range(2, 4097, 2),
+    "mult": tuple,
+    "attn": tuple,
+    "blocks": range(1, 17),
+    "dropout": (0.0, 0.99),
+    "groups": range(1, 4097),
+}
+
+
+def _checked(content: dict) -> Checkpoint:
+    """The checkpoint that a file says it is. Raises ValueError, or whatever else, where it can be none."""
+    _require_rules(content)
+    content["split"], content["unet"] = Split(**content["split"]), UNetConfig(**content["unet"])
+    checkpoint = Checkpoint(**content)
+    parts = _parts(checkpoint.split)
+    if any(part.dtype != torch.int64 or part.dim() != 1 for part in (*parts, checkpoint.trained_on)):
+        raise ValueError("its split consists of other things than indices")
+    every = torch.cat(parts)
+    if len(checkpoint.split.a) == 0 or every.min() < 0 or len(every.unique()) < len(every):
+        raise ValueError("its split is none, for an image is in it twice, or there are no members")
+    if not isinstance(checkpoint.name, str) or checkpoint.name not in NAMES:
+        raise ValueError(f"it is none of {', '.join(NAMES)}")
+    if not torch.equal(checkpoint.trained_on, images_of(checkpoint.name, checkpoint.split)):
+        raise ValueError(f"{checkpoint.name} is not what was trained on those images")
+    _require_network(checkpoint.unet, checkpoint.weights)
+    if checkpoint.dataset["size"] % 2 ** (len(checkpoint.unet.mult) - 1):
+        raise ValueError("its network cannot halve its images so often")
+    return checkpoint
+
+
+def _require_rules(content: dict) -> None:
+    for part, rules in (RULES | {"unet": SIZES}).items():
+        _require_values(part, content[part], rules)
+
+
+def _require_values(part: str, values: dict, rules: dict) -> None:
+    """Raise ValueError unless these are values of these names and no others, and within their rules."""
+    if not values.keys() <= rules.keys():
+        raise ValueError(f"{part} has other entries than {', '.join(rules)}")
+    for name, rule in rules.items():
+        value = values.get(name)
+        if isinstance(rule, range):
+            fits = type(value) is int and value in rule
+        elif isinstance(rule, tuple):
+            fits = type(value) in (int, float) and rule[0] <= value <= rule[1]
+        elif isinstance(rule, set):
+            fits = type(value) is str and value in rule
+        else:
+            fits = isinstance(value, rule)
+        if not fits:
+            shown = value if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+            raise ValueError(f"{part}: {name} cannot be {shown}")
+
+
+def _require_network(unet: UNetConfig, weights: dict[str, Tensor]) -> None:
+    """Raise ValueError unless these are the weights of such a network; none is made to find out."""
+    mult, attn = range(1, 65), range(len(unet.mult))
+    _require_values("unet", dataclasses.asdict(unet), SIZES)
+    if not 1 <= len(unet.mult) <= 8 or not all(type(m) is int and m in mult for m in unet.mult):
+        raise ValueError("unet: mult is out of range")
+    if not all(type(level) is int and level in attn for level in unet.attn):
+        raise ValueError("unet: attn is out of range")
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in UNet(unet).state_dict().items()}
+    if weights.keys() != shapes.keys():
+        odd = sorted(map(str, shapes.keys() ^ weights.keys()))[0]
+        raise ValueError(f"{odd:.60} is only in the file, or only in such a network")
+    for name, value in weights.items():
+        if value.shape != shapes[name] or not value.is_floating_point():
+            raise ValueError(f"{name} has another shape than in such a network")
+        if not value.isfinite().all():
+            raise ValueError(f"{name} is not finite")
+
+
 # --- a training: wanted, unfinished, resumed ------------------------------------------------------
 
 
 def is_trained(run: Path, wanted: Checkpoint, restart: bool) -> bool:
-    """Is the wanted model in `run`? With `restart` its file counts for nothing.
+    """Is the wanted model in `run`? With `restart`, or while it is being made anew, its file counts for nothing.
 
-    Raises BadInput where it was trained otherwise, or a model beside it on other images.
+    Raises BadInput where it was trained otherwise, or a model beside it on other images; and where `load` would not
+    take it, once it was trained.
     """
-    trained = False
+    try:
+        _require_rules(dataclasses.asdict(wanted))
+    except ValueError as error:
+        raise BadInput(f"no such model can be read again ({error}): change train.py's preset") from error
+    trained, anew = False, restart or _unfinished(run, wanted.name).exists()
     for name in NAMES:
         path = path_in(run, name)
-        if path.exists() and not (restart and name == wanted.name):
+        if path.exists() and not (anew and name == wanted.name):
             found = load(path)
             require_same_images(wanted, found, run)
             if name == wanted.name:
-                _require_same_settings(found.settings, wanted.settings, path)
+                _require_same(_identity(found), _identity(wanted), path)
                 trained = True
     return trained
 
 
 def save_unfinished(run: Path, wanted: Checkpoint, parts: dict, step: int) -> None:
-    """Keep what the training needs to go on after `step` steps; `parts` are whatever has a state_dict."""
+    """Keep what the training needs to go on after `step` steps; `parts` are whatever has a state_dict.
+
+    Its random numbers are a function of the step, its place in the epoch's permutation as well: see train.py.
+    """
     state = {name: part.state_dict() for name, part in parts.items()}
-    with atomic_write(_unfinished(run, wanted.name)) as temporary:
-        torch.save({"settings": wanted.settings, "pixels": wanted.dataset["sha256"], "step": step} | state, temporary)
+    content = {"format": UNFINISHED, "training": _identity(wanted), "step": step}
+    write_tensors(_unfinished(run, wanted.name), content | state)
 
 
-def resume(run: Path, wanted: Checkpoint, parts: dict) -> int:
-    """Load into `parts` what `save_unfinished` kept, and return its step; 0 where nothing was kept."""
+def resume(run: Path, wanted: Checkpoint, parts: dict) -> int | None:
+    """Load into `parts` what `save_unfinished` kept, and return its step; None where nothing was kept.
+
+    Raises BadInput where that was another training, naming the difference.
+    """
     path = _unfinished(run, wanted.name)
     if not path.exists():
-        return 0
-    state = read_tensors(path, KIND)
+        return None
+    state = read_tensors(path, "an unfinished training of this project")
+    if state.get("format") != UNFINISHED:
+        raise BadInput(f"{path} is no unfinished training of this project: --restart begins anew")
     try:
-        found = state["settings"] | {"pixels": state["pixels"]}
-        _require_same_settings(found, wanted.settings | {"pixels": wanted.dataset["sha256"]}, path)
+        found, step = state["training"], state["step"]
+        for value in (*found.values(), step):
+            if not isinstance(value, str | int | float | None):
+                raise ValueError(f"a {type(value).__name__} is no setting")
+        _require_same(found, _identity(wanted), path)
         for name, part in parts.items():
-            part.load_state_dict(state[name])
-        return state["step"]
-    except (TypeError, KeyError, ValueError, RuntimeError) as error:
-        raise BadInput(f"{path} is damaged: --restart begins anew") from error
+            if isinstance(part, nn.Module):
+                part.load_state_dict(state[name])
+                tensors = part.state_dict().values()
+            else:
+                tensors = _load_optimizer(part, state[name])
+            if not all(tensor.isfinite().all() for tensor in tensors):
+                raise ValueError(f"its {name} is not finite")
+        if type(step) is not int or step < 0:
+            raise ValueError(f"step {step}")
+    except BadInput:
+        raise
+    except Exception as error:  # what somebody has made up can be wrong in any way
+        raise BadInput(f"{path} is damaged ({in_a_line(error)}): --restart begins anew") from error
+    return step
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> list[Tensor]:
+    """Give Adam back its averages, which are returned, and nothing else: how it is set up is for train.py to say."""
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    for parameter, averages in optimizer.state.items():
+        if averages.keys() != {"step", "exp_avg", "exp_avg_sq"} or any(
+            value.shape not in (parameter.shape, ()) for value in averages.values()
+        ):
+            raise ValueError("an average of another shape than its weight's")
+    return [value for averages in optimizer.state.values() for value in averages.values()]
 
 
 def _unfinished(run: Path, name: str) -> Path:
     return run / f"{name}.unfinished"
 
 
-def _require_same_settings(found: dict, wanted: dict, path: Path) -> None:
+def _identity(wanted: Checkpoint) -> dict[str, str | int | float | None]:
+    """All that makes one training another than another."""
+    return wanted.settings | {
+        "pixels": wanted.dataset["sha256"],
+        "split": key_of(*(part.numpy() for part in _parts(wanted.split)))[:16],
+        "unet": str(wanted.unet),
+        "schedule": str(wanted.schedule),
+    }
+
+
+def weights_key(*models: Checkpoint) -> str:
+    """A key that changes with any weight of these models."""
+    return key_of(*(weight.numpy() for model in models for weight in model.weights.values()))[:16]
+
+
+def _require_same(found: dict, wanted: dict, path: Path) -> None:
     for key in wanted:
         if wanted[key] != found.get(key):
             raise BadInput(
                 f"{path} was trained with {key} = {found.get(key)}, not {wanted[key]}: "
                 "--restart begins anew, --run names another directory"
             )
+
+
+@contextmanager
+def deferred_signals() -> Iterator[list[int]]:
+    """Within the block SIGINT (Ctrl-C) and SIGTERM do no more than that their numbers are in the list."""
+    caught, before = [], {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's, or a shell's for what runs in its background
+            before[number] = signal.signal(number, lambda number, frame: caught.append(number))
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def require_finite(run: Path, name: str, step: int, recent: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Raise BadInput where one of the last steps went wrong.
+
+    `recent` has of each, up to `step`, the loss, the norm of the gradient, and the timesteps of its images.
+    """
+    finite = torch.stack([loss + norm for loss, norm, _ in recent]).isfinite().tolist()  # a GPU is waited for once
+    if not all(finite):
+        wrong = finite.index(False)
+        loss, norm, t = recent[wrong]
+        what = "loss" if not loss.isfinite() else "gradient"
+        raise BadInput(
+            f"the {what} of {name} is no finite number at step {step - len(recent) + wrong + 1:,}, of images at t = "
+            f"{t.min()} to {t.max()}; the last good checkpoint is {_unfinished(run, name)}; lower lr in train.py's "
+            "preset, and --restart"
+        )
 
 
 # --- the field's format: what pytorch-ddpm writes, and SecMI, PIA and SimA read ------------------------
@@ -216,14 +420,17 @@ def load_published(path: Path, dataset: dict, split: Split) -> Checkpoint:
         raise BadInput(f"{path} is {KIND}: name its directory with --run")
     if not isinstance(content.get("ema_model"), dict):
         raise BadInput(f"{path} is not {PUBLISHED_KIND}: it has no ema_model")
-    # the prefix is DataParallel's
-    weights = {str(name).removeprefix("module."): value for name, value in content["ema_model"].items()}
     try:
+        # the prefix is DataParallel's
+        weights = {str(name).removeprefix("module."): value for name, value in content["ema_model"].items()}
         unet, table = _sizes_of(weights), weights.pop(TABLE)
-        weights = {name.replace(".timembedding.", "."): value.float() for name, value in weights.items()}
-        UNet(unet).load_state_dict(weights)
+        weights = {name.replace(".timembedding.", "."): value for name, value in weights.items()}
+        _require_network(unet, weights)
+        if len(table) not in RULES["schedule"]["T"]:
+            raise ValueError(f"{len(table)} timesteps")
+        weights = {name: value.float() for name, value in weights.items()}
         off = (SinusoidalEmbedding(unet.ch)(torch.arange(len(table))) - table).abs().max().item()
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+    except Exception as error:  # what somebody has made up can be wrong in any way
         raise BadInput(f"{path} holds another network than pytorch-ddpm's ({in_a_line(error)})") from error
     if not off < 1e-3:
         raise BadInput(f"{path} holds another network than pytorch-ddpm's: its table of timesteps is off by {off:.3g}")
@@ -271,6 +478,5 @@ def publish(checkpoint: Checkpoint, path: Path) -> Path:
     with atomic_write(split) as temporary, open(temporary, "wb") as file:
         members = checkpoint.trained_on.numpy()
         np.savez(file, mia_train_idxs=members, mia_eval_idxs=nonmembers[: len(members)].numpy())
-    with atomic_write(path) as temporary:
-        torch.save({"net_model": weights, "ema_model": weights}, temporary)
+    write_tensors(path, {"net_model": weights, "ema_model": weights})
     return split

@@ -4,6 +4,7 @@ import argparse
 import ctypes
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 
 import ranks
-from data import DATASETS
+from data import DATASETS, LARGEST_SIZE
 from files import BadInput, in_a_line
 from unet import UNetConfig
 
@@ -100,7 +101,9 @@ def natural(text: str) -> int:
 
 
 def require_size(size: int, unet: UNetConfig) -> None:
-    """Raise BadInput for a --size of images that this network cannot halve and double again."""
+    """Raise BadInput for a --size of images that this network cannot halve and double again, or that is too large."""
+    if size > LARGEST_SIZE:
+        raise BadInput(f"--size {size}: must be {LARGEST_SIZE} at most")
     halvings = len(unet.mult) - 1
     if size % 2**halvings:
         raise BadInput(
@@ -124,12 +127,13 @@ def seed_for(*purpose: str | int) -> int:
     return random.Random("/".join(map(str, purpose))).getrandbits(63)
 
 
-def fail(message: str) -> None:
+def fail(message: str, status: int = 2) -> None:
     if ranks.RANK > 0:  # rank 0 mostly says the same, and then torchrun ends this process
         time.sleep(3)
         message = f"rank {ranks.RANK}: {message}"
+    message = "".join(c if c.isprintable() else "?" for c in message)  # whatever a file is called, or says
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def reuse_memory() -> None:
@@ -137,6 +141,7 @@ def reuse_memory() -> None:
 
     The system clears each page that it hands out. glibc asks it anew for every block over 32 MB, which takes as long
     as all computation in a training step of the cifar10 preset. After the first few steps nothing is fetched any more.
+    Call it when the images are there: reading large ones would leave holes that nobody fills.
     """
     with suppress(AttributeError, OSError, TypeError):  # another C library
         M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -161,9 +166,11 @@ def peak_memory(device: torch.device) -> int:
 def run(main: Callable[[], None], several: bool = False) -> None:
     """Call a script's main; what the user can mend ends in one line and exit status 2.
 
-    `several` says that torchrun may start it: then rank 0 alone prints.
+    `several` says that torchrun may start it: then rank 0 alone prints. SIGTERM ends it as Ctrl-C does: what it has
+    begun is tidied up.
     """
-    reuse_memory()
+    with suppress(ValueError):  # in a thread
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if ranks.RANK > 0:
         sys.stdout = open(os.devnull, "w")
     try:

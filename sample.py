@@ -39,6 +39,7 @@ def main() -> None:
     models = [one.eps_model(args.device) for one in loaded]
     eps_model = DualMD(*models, stride=args.stride) if args.model == "dual" else models[0]
 
+    cli.reuse_memory()
     generator = torch.Generator().manual_seed(cli.seed_for(args.seed, "sample"))
     size = loaded[0].dataset["size"]
     x = torch.cat(

@@ -11,10 +11,11 @@ cut off goes on as if it had not been, and several processes compute together wh
 import argparse
 import dataclasses
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import checkpoint
@@ -22,7 +23,7 @@ import cli
 import data
 import ranks
 from dualmd import distill_targets, training_loss
-from files import BadInput, require_writable
+from files import BadInput, alone, require_writable
 from unet import Dropout, UNet, UNetConfig
 
 PRESETS = {
@@ -49,7 +50,6 @@ PRESETS = {
         "train": {"epochs": 4096, "batch": 128, "lr": 2e-4, "warmup": 5000, "ema": 0.9999, "flip": True},
     },
 }
-SAVE_EVERY = 60  # seconds between two saves of an unfinished training
 
 
 def parse_args():
@@ -75,6 +75,13 @@ def parse_args():
         help="keep the model after each N-th of its epochs, too",
     )
     parser.add_argument("--restart", action="store_true", help="begin anew, even if this model is trained already")
+    parser.add_argument(
+        "--save-every",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="how much a crash may cost; Ctrl-C and SIGTERM cost nothing (default: %(default)s)",
+    )
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the model in pytorch-ddpm's format, too")
     parser.add_argument(
         "--compile",
@@ -86,28 +93,41 @@ def parse_args():
 
 def main() -> None:
     args = parse_args()
+    run = cli.run_directory(args)
     with ranks.together(args.device):
-        train(args)
+        result, images, teachers = wanted(args, run)
+        if args.export:
+            checkpoint.require_publishable(result.unet)
+            require_writable(args.export.parent)
+        path = checkpoint.path_in(run, result.name)
+        with alone(path) if ranks.RANK == 0 else nullcontext():
+            if checkpoint.is_trained(run, result, args.restart):
+                print(f"{path} is trained already (--restart begins anew)")
+            else:
+                require_writable(run)
+                with checkpoint.deferred_signals() as signals:
+                    train(args, run, result, images, teachers, signals)
+            if args.export and ranks.RANK == 0:
+                split = checkpoint.publish(checkpoint.load(path), args.export)
+                print(f"{args.export}: the same in pytorch-ddpm's format; {split}: its members and non-members")
 
 
-def train(args: argparse.Namespace) -> None:
-    run, device = cli.run_directory(args), args.device
-    name = args.split or f"distill-{args.distill}"
-
-    # --- what to train: a student takes everything from its teachers ---
-    if args.distill:
+def wanted(args: argparse.Namespace, run: Path) -> tuple[checkpoint.Checkpoint, Tensor, list[UNet]]:
+    """The model that the flags ask for, as yet without weights; the dataset's images; a student's teachers, A and B."""
+    name, device, teachers = args.split or f"distill-{args.distill}", args.device, []
+    if args.distill:  # a student takes everything from its teachers
         a, b = (checkpoint.load(checkpoint.path_in(run, half)) for half in "AB")
         checkpoint.require_same_images(a, b, run)
         for flag in ("preset", "size", "members", "member_split", "seed"):
             given, theirs = getattr(args, flag), (a.dataset | a.settings)[flag]
             if given is not None and str(given) != str(theirs):
                 raise BadInput(f"--{flag.replace('_', '-')} {given}: the teachers in {run}/ were trained with {theirs}")
-        settings = a.settings | {"targets": args.distill}
+        settings = a.settings | {"targets": args.distill, "teachers": checkpoint.weights_key(a, b)}
         config, dataset, split = a.unet, a.dataset, a.split
         print(f"preset {settings['preset']}, like the teachers {run}/A.pt and {run}/B.pt")
         with ranks.first_rank_first():
             images = checkpoint.load_images(a, args.data_dir)
-        teacher_a, teacher_b = a.eps_model(device), b.eps_model(device)
+        teachers = [a.eps_model(device), b.eps_model(device)]
     else:
         preset_name = args.preset or ("cifar10" if device.type == "cuda" else "tiny")
         preset, seed = PRESETS[preset_name], args.seed or 0
@@ -120,43 +140,50 @@ def train(args: argparse.Namespace) -> None:
         split = data.index_split(len(images), args.members or preset["members"], seed, args.member_split)
         settings = {"preset": preset_name, "seed": seed, "members": len(split.members)} | preset["train"]
         settings["member_split"] = args.member_split and str(args.member_split)
-        settings["targets"] = "noise"
+        settings |= {"targets": "noise", "teachers": None}
     settings["epochs"] = args.epochs or settings["epochs"]
-    trained_on = {"A": split.a, "B": split.b, "reference": split.reference}.get(name, split.members)
+    trained_on = checkpoint.images_of(name, split)
     if len(trained_on) == 0:
         raise BadInput(
             f"--split reference: all {len(split.nonmembers):,} images of the non-members' pool will be scored, "
             "and none is left for a reference model: take fewer --members, for every model of the run"
         )
+    return checkpoint.Checkpoint(name, dataset, split, trained_on, settings, config, weights={}), images, teachers
 
-    result = checkpoint.Checkpoint(name, dataset, split, trained_on, settings, config, weights={})
+
+def train(
+    args: argparse.Namespace,
+    run: Path,
+    result: checkpoint.Checkpoint,
+    images: Tensor,
+    teachers: list[UNet],
+    signals: list[int],
+) -> None:
+    """Give `result` its weights, and save it in `run`; stop, but only after having saved, once there are `signals`."""
+    name, settings, trained_on, device = result.name, result.settings, result.trained_on, args.device
     schedule = result.noise_schedule()
-    if args.export:
-        checkpoint.require_publishable(config)
-        require_writable(args.export.parent)
-    if checkpoint.is_trained(run, result, args.restart):
-        print(f"{checkpoint.path_in(run, name)} is trained already (--restart begins anew)")
-        if ranks.RANK == 0:
-            export(checkpoint.path_in(run, name), args.export)
-        return
 
-    require_writable(run)
+    cli.reuse_memory()
 
     # --- model, its average, optimiser ---
     torch.manual_seed(cli.seed_for(settings["seed"], name, "init"))
-    model = UNet(config).to(device)
-    ema = UNet(config).to(device).requires_grad_(False)  # what is attacked and sampled, in the end
+    model = UNet(result.unet).to(device)
+    ema = UNet(result.unet).to(device).requires_grad_(False)  # what is attacked and sampled, in the end
     ema.load_state_dict(model.state_dict())
     if device.type == "cuda":  # what its tensor cores are made for
         torch.backends.cuda.matmul.allow_tf32 = True
         model, ema = model.to(memory_format=torch.channels_last), ema.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"], fused=True)
     parts = {"model": model, "ema": ema, "optimizer": optimizer}
-    step = 0 if args.restart else checkpoint.resume(run, result, parts)
-    ranks.require_same(step, dataset["sha256"])
-    if args.restart and ranks.RANK == 0:  # what it was underway the last time says nothing about this one
-        for snapshot in checkpoint.snapshots(run).values():
-            checkpoint.path_in(snapshot, name).unlink(missing_ok=True)
+    step = None if args.restart else checkpoint.resume(run, result, parts)
+    ranks.require_same(str(step), result.dataset["sha256"])
+    if step is None:
+        step = 0
+        if ranks.RANK == 0:
+            checkpoint.save_unfinished(run, result, parts, step)  # is there room? better now than in five minutes
+        if args.restart and ranks.RANK == 0:  # what it was underway the last time says nothing about this one
+            for snapshot in checkpoint.snapshots(run).values():
+                checkpoint.path_in(snapshot, name).unlink(missing_ok=True)
 
     snapshots = {settings["epochs"] * part // args.snapshots for part in range(1, args.snapshots)}  # after these epochs
 
@@ -167,7 +194,7 @@ def train(args: argparse.Namespace) -> None:
 
     # --- the loop ---
     x_all = images.to(device)  # uint8, resident
-    in_a = torch.arange(len(trained_on)) < len(split.a)
+    in_a = torch.arange(len(trained_on)) < len(result.split.a)
     batch, steps_an_epoch = settings["batch"], -(-len(trained_on) // settings["batch"])
     steps = settings["epochs"] * steps_an_epoch
     bfloat16 = cli.bfloat16_is_faster(device)
@@ -176,62 +203,68 @@ def train(args: argparse.Namespace) -> None:
         network = torch.compile(network, dynamic=False)
     dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
     averages, weights = list(ema.parameters()), list(model.parameters())
-    losses, saved, order, began = [], time.monotonic(), None, None
+    recent, saved, order, began = [], time.monotonic(), None, None
     done = settings["epochs"] * len(trained_on) * step // steps
     total = settings["epochs"] * len(trained_on)
     bar = tqdm(total=total, initial=done, desc=name, unit="img", smoothing=0.02, disable=ranks.RANK > 0)
-    while step < steps:
-        epoch, position = divmod(step, steps_an_epoch)
-        if position == 0 or order is None:
-            torch.manual_seed(cli.seed_for(settings["seed"], name, "epoch", epoch))
-            order = torch.randperm(len(trained_on))
-        rows = order[position * batch : (position + 1) * batch]
-        torch.manual_seed(cli.seed_for(settings["seed"], name, "step", step))
+    with bar:
+        while step < steps:
+            epoch, position = divmod(step, steps_an_epoch)
+            if position == 0 or order is None:
+                torch.manual_seed(cli.seed_for(settings["seed"], name, "epoch", epoch))
+                order = torch.randperm(len(trained_on))
+            rows = order[position * batch : (position + 1) * batch]
+            torch.manual_seed(cli.seed_for(settings["seed"], name, "step", step))
 
-        # drawn for the whole batch, of which this process then takes its share
-        x0 = data.to_float(x_all[trained_on[rows].to(device, non_blocking=True)])
-        if settings["flip"]:
-            x0 = torch.where(torch.rand(len(rows), 1, 1, 1, device=device) < 0.5, x0.flip(3), x0)
-        t = torch.randint(schedule.T, (len(rows),), device=device)
-        eps = torch.randn_like(x0)
-        x_t = schedule.add_noise(x0, t, eps)
-        mine, weight = ranks.share(len(rows))
-        for dropout in dropouts:
-            dropout.rows = len(rows), mine
-        x_t, t, eps, in_a_mine = x_t[mine], t[mine], eps[mine], in_a[rows[mine]]
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            target = eps
-            if args.distill:
-                target = distill_targets(teacher_a, teacher_b, x_t, t, in_a_mine, args.distill)
-            loss = weight * training_loss(network, x_t, t, target)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = settings["lr"] * min(1, (step + 1) / settings["warmup"])
-        optimizer.step()
-        # early weights leave the average soon: its memory grows with the steps, up to 1 / (1 - decay)
-        decay = min(settings["ema"], (1 + step) / (10 + step))
-        torch._foreach_lerp_(averages, weights, 1 - decay)
-        step += 1
-        began = began or (time.monotonic(), step)  # after the first step, which may have been compiled
+            # drawn for the whole batch, of which this process then takes its share
+            x0 = data.to_float(x_all[trained_on[rows].to(device, non_blocking=True)])
+            if settings["flip"]:
+                x0 = torch.where(torch.rand(len(rows), 1, 1, 1, device=device) < 0.5, x0.flip(3), x0)
+            t = timesteps = torch.randint(schedule.T, (len(rows),), device=device)
+            eps = torch.randn_like(x0)
+            x_t = schedule.add_noise(x0, t, eps)
+            mine, weight = ranks.share(len(rows))
+            for dropout in dropouts:
+                dropout.rows = len(rows), mine
+            x_t, t, eps, in_a_mine = x_t[mine], t[mine], eps[mine], in_a[rows[mine]]
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                target = eps
+                if args.distill:
+                    target = distill_targets(*teachers, x_t, t, in_a_mine, args.distill)
+                loss = weight * training_loss(network, x_t, t, target)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(weights, 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = settings["lr"] * min(1, (step + 1) / settings["warmup"])
+            optimizer.step()
+            # early weights leave the average soon: its memory grows with the steps, up to 1 / (1 - decay)
+            decay = min(settings["ema"], (1 + step) / (10 + step))
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+            step += 1
+            began = began or (time.monotonic(), step)  # after the first step, which may have been compiled
 
-        losses.append(loss.detach())
-        bar.update(len(rows))
-        if step % 50 == 0 or step == steps:  # seldom, because reading the loss makes a GPU wait
-            mean = ranks.mean(torch.stack(losses).mean()).item()
-            losses.clear()
-            if mean != mean:
-                raise BadInput(f"the loss of {name} is not a number, before step {step}: lower lr in train.py's preset")
-            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-        if ranks.RANK > 0:
-            continue
-        if position == steps_an_epoch - 1 and epoch + 1 in snapshots:
-            checkpoint.save(checkpoint.snapshot_in(run, epoch + 1), trained(epoch + 1))
-        if time.monotonic() - saved > SAVE_EVERY:
-            checkpoint.save_unfinished(run, result, parts, step)
-            saved = time.monotonic()
-    bar.close()
+            recent.append((loss.detach(), norm, timesteps))
+            bar.update(len(rows))
+            logged = step % 50 == 0 or step == steps  # seldom, because reading the loss makes a GPU wait
+            snapshot = ranks.RANK == 0 and position == steps_an_epoch - 1 and epoch + 1 in snapshots
+            stop = ranks.RANK == 0 and signals and step < steps
+            saving = stop or (ranks.RANK == 0 and time.monotonic() - saved > args.save_every and step < steps)
+            if logged or snapshot or saving:
+                checkpoint.require_finite(run, name, step, recent)
+            if logged:
+                mean = ranks.mean(torch.stack([loss for loss, *_ in recent]).mean()).item()
+                bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+                recent.clear()
+            if snapshot:
+                checkpoint.save(checkpoint.snapshot_in(run, epoch + 1), trained(epoch + 1))
+            if saving:
+                checkpoint.save_unfinished(run, result, parts, step)
+                saved = time.monotonic()
+            if stop:
+                bar.close()
+                same = "the same command, but for --restart, goes on" if args.restart else "the same command goes on"
+                cli.fail(f"{name} was stopped after step {step:,} of {steps:,}, and saved: {same}", 128 + signals[0])
     if ranks.RANK > 0:
         return
 
@@ -241,13 +274,6 @@ def train(args: argparse.Namespace) -> None:
         rate = (step - began[1]) * len(trained_on) / steps_an_epoch / (time.monotonic() - began[0])
         done += f", {rate:,.1f} images/s, {cli.peak_memory(device) / 1e9:.2f} GB"
     print(done)
-    export(checkpoint.path_in(run, name), args.export)
-
-
-def export(model: Path, to: Path | None) -> None:
-    if to:
-        split = checkpoint.publish(checkpoint.load(model), to)
-        print(f"{to}: the same in pytorch-ddpm's format; {split}: its members and non-members")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
+import dataclasses
 import math
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from conftest import Payload
+from conftest import Payload, settings
 from test_unet import direct_evaluation
 
 import checkpoint
+import cli
 import data
 from files import BadInput
 from unet import UNet, UNetConfig
@@ -21,8 +23,8 @@ def example(model="A", members=4, **dataset) -> checkpoint.Checkpoint:
         name=model,
         dataset={"name": "toy", "data_dir": None, "size": 8, "seed": 0, "sha256": "ab"} | dataset,
         split=split,
-        trained_on=split.a,
-        settings={"epochs": 3, "lr": 0.1, "seed": 0},
+        trained_on=checkpoint.images_of(model, split),
+        settings=settings(),
         unet=CONFIG,
         weights=UNet(CONFIG).state_dict(),
     )
@@ -66,7 +68,7 @@ def test_foreign_files_are_refused_and_never_run(tmp_path):
 
 
 def test_damaged_checkpoints_are_named(tmp_path):
-    for change in ({"weights": {}}, {"unet": {"ch": 64}}, {"split": {}}, {"surprise": 1}):
+    for change in ({"weights": {}}, {"split": {}}, {"surprise": 1}):
         content = {"format": checkpoint.FORMAT} | checkpoint.dataclasses.asdict(example()) | change
         torch.save(content, tmp_path / "A.pt")
         with pytest.raises(BadInput, match="A.pt is a damaged checkpoint"):
@@ -76,6 +78,182 @@ def test_damaged_checkpoints_are_named(tmp_path):
     (tmp_path / "A.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadInput, match="A.pt"):
         checkpoint.load(tmp_path / "A.pt")
+
+
+HUGE = {"ch": 4096, "mult": (64,) * 8, "attn": (), "blocks": 16, "dropout": 0.1, "groups": 32}
+NESTED = []
+for _ in range(200):
+    NESTED = [NESTED, NESTED]  # a few bytes in a pickle, and 2^200 brackets in a message
+
+
+@pytest.mark.parametrize(
+    "part, changes, says",
+    [
+        ("name", "C", "it is none of all, A, B"),
+        ("name", "B", "B is not what was trained on those images"),
+        ("name", NESTED, "it is none of all, A, B"),
+        ("dataset", {"name": "imagenet"}, "dataset: name cannot be imagenet"),
+        ("dataset", {"name": ["toy"]}, "dataset: name cannot be a list"),
+        ("dataset", {"size": 10**6}, "dataset: size cannot be 1000000"),
+        ("dataset", {"size": 0}, "dataset: size cannot be 0"),
+        ("dataset", {"size": True}, "dataset: size cannot be True"),
+        ("dataset", {"data_dir": 3}, "dataset: data_dir cannot be 3"),
+        ("dataset", {"sha256": None}, "dataset: sha256 cannot be a NoneType"),
+        ("dataset", {"seed": -1}, "dataset: seed cannot be -1"),
+        ("dataset", {"surprise": 1}, "dataset has other entries than name, data_dir, size, seed, sha256"),
+        ("dataset", NESTED, ""),
+        ("settings", {"batch": 0}, "settings: batch cannot be 0"),
+        ("settings", {"epochs": 10**12}, "settings: epochs cannot be 1000000000000"),
+        ("settings", {"lr": float("nan")}, "settings: lr cannot be nan"),
+        ("settings", {"lr": "1"}, "settings: lr cannot be 1"),
+        ("settings", {"ema": 1.5}, "settings: ema cannot be 1.5"),
+        ("settings", {"flip": 1}, "settings: flip cannot be 1"),
+        ("settings", {"targets": "truth"}, "settings: targets cannot be truth"),
+        ("settings", {"preset": NESTED}, "settings: preset cannot be a list"),
+        ("settings", {"member_split": NESTED}, "settings: member_split cannot be a list"),
+        ("settings", {"warmup": None}, "settings: warmup cannot be a NoneType"),
+        ("schedule", {"T": 10**9}, "schedule: T cannot be 1000000000"),
+        ("schedule", {"beta_T": 1.0}, "schedule: beta_T cannot be 1.0"),
+        ("schedule", {"beta_1": 0.0}, "schedule: beta_1 cannot be 0.0"),
+        ("unet", {"ch": 10**6}, "unet: ch cannot be 1000000"),
+        ("unet", {"ch": 31}, "unet: ch cannot be 31"),
+        ("unet", {"ch": 64}, "is only in|has another shape"),
+        ("unet", {"mult": ()}, "unet: mult is out of range"),
+        ("unet", {"mult": (1,) * 1000}, "unet: mult is out of range"),
+        ("unet", {"mult": (10**6,)}, "unet: mult is out of range"),
+        ("unet", {"mult": (1.0,)}, "unet: mult is out of range"),
+        ("unet", {"mult": [1]}, "unet: mult cannot be a list"),
+        ("unet", {"attn": (3,)}, "unet: attn is out of range"),
+        ("unet", {"attn": NESTED}, "unet: attn cannot be a list"),
+        ("unet", {"blocks": 10**9}, "unet: blocks cannot be 1000000000"),
+        ("unet", {"dropout": 1.0}, "unet: dropout cannot be 1.0"),
+        ("unet", {"groups": 0}, "unet: groups cannot be 0"),
+        ("unet", HUGE, "unet: |is only in|has another shape"),
+        ("weights", {"head.weight": None}, ""),
+        ("weights", {"head.weight": torch.zeros(32, 3, 3, 3).long()}, "head.weight has another shape"),
+        ("weights", {"head.bias": torch.full((32,), float("inf"))}, "head.bias is not finite"),
+        ("weights", {"more": torch.zeros(1)}, "more is only in the file"),
+        ("split", {"a": torch.tensor([0, 0])}, "an image is in it twice"),
+        ("split", {"a": torch.tensor([-1, -2])}, "its split is none"),
+        ("split", {"a": torch.tensor([0.0, 1.0])}, "other things than indices"),
+        ("split", {"nonmembers": torch.tensor([[7]])}, "other things than indices"),
+        ("split", {"reference": None}, ""),
+        ("trained_on", torch.tensor([0, 1]), "A is not what was trained on those images"),
+    ],
+)
+def test_what_a_checkpoint_may_not_say(tmp_path, part, changes, says):
+    """Sizes are looked at before anything of that size is made."""
+    content = {"format": checkpoint.FORMAT} | dataclasses.asdict(example())
+    content[part] = content[part] | changes if isinstance(changes, dict) else changes
+    torch.save(content, tmp_path / "A.pt")
+    before = cli.peak_memory(torch.device("cpu"))
+    with pytest.raises(BadInput, match=rf"A.pt is a damaged checkpoint \(.*({says})") as refusal:
+        checkpoint.load(tmp_path / "A.pt")
+    assert cli.peak_memory(torch.device("cpu")) - before < 3e8
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
+
+
+def test_sizes_that_do_not_fit_each_other(tmp_path):
+    three = UNetConfig(ch=8, mult=(1, 1, 1), attn=(), blocks=1, groups=2)
+    model = dataclasses.replace(example(size=12), unet=three, weights=UNet(three).state_dict())
+    checkpoint.save(tmp_path, model)
+    assert checkpoint.load(tmp_path / "A.pt").dataset["size"] == 12
+    checkpoint.save(tmp_path, dataclasses.replace(model, dataset=model.dataset | {"size": 10}))
+    with pytest.raises(BadInput, match="its network cannot halve its images so often"):
+        checkpoint.load(tmp_path / "A.pt")
+
+
+def test_a_checkpoint_of_before_is_read(tmp_path):
+    """From before students said who their teachers were."""
+    content = {"format": checkpoint.FORMAT} | dataclasses.asdict(example())
+    del content["settings"]["teachers"]
+    torch.save(content, tmp_path / "A.pt")
+    assert checkpoint.load(tmp_path / "A.pt").settings["epochs"] == settings()["epochs"]
+
+
+def test_a_checkpoint_under_another_name(tmp_path):
+    checkpoint.save(tmp_path, example("B"))
+    (tmp_path / "B.pt").rename(tmp_path / "A.pt")
+    with pytest.raises(BadInput, match="A.pt holds the model B: give it its own name back"):
+        checkpoint.load_run(tmp_path)
+    (tmp_path / "A.pt").rename(tmp_path / "stranger.pt")
+    assert checkpoint.load(tmp_path / "stranger.pt").name == "B"
+
+
+def unfinished(tmp_path, **changes):
+    """A training that was saved after 3 steps, and the same parts anew."""
+    wanted = example()
+    torch.manual_seed(0)
+    parts = []
+    for _ in range(2):
+        model = UNet(CONFIG)
+        parts.append({"model": model, "optimizer": torch.optim.Adam(model.parameters(), lr=0.1)})
+    model, optimizer = parts[0].values()
+    model(torch.randn(1, 3, 8, 8), torch.tensor([5])).square().sum().backward()
+    optimizer.step()
+    checkpoint.save_unfinished(tmp_path, wanted, parts[0], 3)
+    path = tmp_path / "A.unfinished"
+    content = torch.load(path, weights_only=True)
+    for change, value in changes.items():
+        place = content
+        *way, last = change.split("__")
+        for key in way:
+            place = place[int(key) if key.isdecimal() else key]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    torch.save(content, path)
+    return wanted, parts
+
+
+def test_an_unfinished_training_is_what_was_saved(tmp_path):
+    wanted, (saved, anew) = unfinished(tmp_path)
+    assert checkpoint.resume(tmp_path, wanted, anew) == 3
+    for name in saved["model"].state_dict():
+        assert torch.equal(saved["model"].state_dict()[name], anew["model"].state_dict()[name])
+    one, other = (part["optimizer"].state_dict()["state"] for part in (saved, anew))
+    assert one.keys() == other.keys() and len(one) > 10
+    for i in one:
+        assert all(torch.equal(one[i][key], other[i][key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+    assert checkpoint.resume(tmp_path / "nowhere", wanted, anew) is None
+
+
+@pytest.mark.parametrize(
+    "change, value, says",
+    [
+        ("format", "another", "is no unfinished training of this project: --restart"),
+        ("step", -1, "is damaged .*: --restart begins anew"),
+        ("step", "3", "is damaged"),
+        ("step", None, "is damaged"),
+        ("training", NESTED, "is damaged"),
+        ("training__lr", NESTED, "is damaged"),
+        ("training__lr", 7.0, "was trained with lr = 7.0, not 0.001: --restart begins anew, --run names another"),
+        ("training__split", "another", "was trained with split = another, not "),
+        ("training__unet", None, "was trained with unet = None, not UNet"),
+        ("model__head.bias", None, "is damaged"),
+        ("model__head.bias", torch.zeros(33), "is damaged"),
+        ("model__head.bias", torch.full((32,), float("nan")), "is damaged .*its model is not finite"),
+        ("optimizer__state__0__exp_avg", torch.zeros(3), "is damaged .*another shape"),
+        ("optimizer__state__0__exp_avg", None, "is damaged"),
+        ("optimizer__state__0__more", torch.zeros(()), "is damaged"),
+        ("optimizer__state__0__exp_avg_sq", torch.tensor(float("inf")), "is damaged .*its optimizer is not finite"),
+        ("optimizer", None, "is damaged"),
+    ],
+)
+def test_what_an_unfinished_training_may_not_say(tmp_path, change, value, says):
+    wanted, (_, anew) = unfinished(tmp_path, **{change: value})
+    with pytest.raises(BadInput, match=f"A.unfinished {says}") as refusal:
+        checkpoint.resume(tmp_path, wanted, anew)
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
+
+
+def test_how_adam_is_set_up_is_not_for_a_file_to_say(tmp_path):
+    evil = [{"lr": 9.0, "betas": (0, 0), "eps": 1.0, "weight_decay": 5.0, "amsgrad": True, "params": list(range(60))}]
+    wanted, (_, anew) = unfinished(tmp_path, optimizer__param_groups=evil)
+    checkpoint.resume(tmp_path, wanted, anew)
+    (group,) = anew["optimizer"].param_groups
+    assert (group["lr"], group["betas"], group["weight_decay"], group["amsgrad"]) == (0.1, (0.9, 0.999), 0, False)
 
 
 def test_a_run_is_one_experiment(tmp_path):
@@ -94,11 +272,14 @@ def test_a_run_is_one_experiment(tmp_path):
 
 
 def test_a_model_is_judged_on_the_images_it_was_trained_with():
-    images = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4)
+    images = torch.arange(60, dtype=torch.uint8).view(20, 3, 1, 1)
     trained = example(sha256=data.fingerprint(images))
     checkpoint.require_images(trained, images.clone())
     with pytest.raises(BadInput, match="--data-dir"):
         checkpoint.require_images(trained, images + 1)
+    few = dataclasses.replace(trained, dataset=trained.dataset | {"sha256": data.fingerprint(images[:19])})
+    with pytest.raises(BadInput, match="--data-dir"):
+        checkpoint.require_images(few, images[:19])  # where there is no image 19
 
 
 # --- the field's format ---
@@ -255,6 +436,10 @@ def test_no_network_is_published_that_pytorch_ddpm_would_misread():
         {"label_embedding.weight": torch.zeros(10, 128)},
         {"tail.2.weight": torch.zeros(6, 32, 3, 3)},
         {"time_embedding.timembedding.0.weight": torch.zeros(1000, 32)},
+        {"time_embedding.timembedding.0.weight": torch.zeros(200_000, 32)},
+        {"time_embedding.timembedding.0.weight": 1000},
+        {"tail.2.bias": torch.full((3,), float("nan"))},
+        {"tail.2.bias": torch.zeros(3).long()},
     ],
 )
 def test_another_network_is_refused(tmp_path, changes):
@@ -262,6 +447,12 @@ def test_another_network_is_refused(tmp_path, changes):
     with pytest.raises(BadInput, match="ckpt.pt holds another network than pytorch-ddpm's.*") as refusal:
         checkpoint.load_published(tmp_path / "ckpt.pt", DATASET, data.index_split(20))
     assert "\n" not in str(refusal.value)
+
+
+def test_more_timesteps_than_anybody_has(tmp_path):
+    published_file(tmp_path / "ckpt.pt", T=100_000)
+    with pytest.raises(BadInput, match="ckpt.pt holds another network than pytorch-ddpm's .*100000 timesteps"):
+        checkpoint.load_published(tmp_path / "ckpt.pt", DATASET, data.index_split(20))
 
 
 def test_what_is_no_published_checkpoint_is_refused_and_never_run(tmp_path):

@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import re
+import resource
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ import checkpoint
 import cli
 import data
 import evaluate
+import files
 import sample as sample_script
 import train
 from dualmd import NoiseSchedule
@@ -140,7 +143,7 @@ def test_the_undefended_model_learns_the_true_noise(tmp_path, monkeypatch):
 
 def test_a_training_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     """And ends at the very weights that it would have had."""
-    flags = ("--split", "all", "--members", 40, "--epochs", 4)
+    flags = ("--split", "all", "--members", 40, "--epochs", 4, "--save-every", -1)
     call(monkeypatch, *flags, "--run", tmp_path / "undisturbed")
 
     class Cut(Exception):
@@ -155,7 +158,6 @@ def test_a_training_that_was_cut_off_goes_on(tmp_path, monkeypatch):
 
         return loss
 
-    monkeypatch.setattr(train, "SAVE_EVERY", -1)
     resumed = record(monkeypatch, checkpoint, "resume")
     for run_for in (1, 4):  # an epoch is 3 steps: cut off within one
         with monkeypatch.context() as patch, pytest.raises(Cut):
@@ -165,9 +167,169 @@ def test_a_training_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="all.unfinished was trained with epochs = 4, not 5"):
         call(monkeypatch, "--split", "all", "--members", 40, "--epochs", 5, "--run", tmp_path / "cut")
     call(monkeypatch, *flags, "--run", tmp_path / "cut")
-    assert [step for _, step in resumed[:2] + resumed[-1:]] == [0, 1, 5]
+    assert [step for _, step in resumed[:2] + resumed[-1:]] == [None, 1, 5]
     assert [path.name for path in (tmp_path / "cut").iterdir()] == ["all.pt"]
     assert same(weights(tmp_path / "undisturbed", "all"), weights(tmp_path / "cut", "all"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_obeyed_once_all_is_saved(tmp_path, monkeypatch, capsys, number):
+    flags = ("--split", "all", "--members", 40, "--epochs", 4)  # 12 steps
+    call(monkeypatch, *flags, "--run", tmp_path / "undisturbed")
+    before, steps = signal.getsignal(number), []
+
+    def loss(*args, f=train.training_loss):
+        steps.append(args)
+        if len(steps) == 5:
+            for _ in range(2):  # a terminal and torchrun may both send one
+                os.kill(os.getpid(), number)
+        return f(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(train, "training_loss", loss)
+        call(monkeypatch, *flags, "--run", tmp_path / "stopped")
+    assert end.value.code == 128 + number and len(steps) == 5
+    said = "train.py: all was stopped after step 5 of 12, and saved: the same command goes on\n"
+    assert capsys.readouterr().err.endswith(said)
+    assert tree(tmp_path / "stopped") == ["all.unfinished"]
+    assert signal.getsignal(number) == before
+    resumed = record(monkeypatch, checkpoint, "resume")
+    call(monkeypatch, *flags, "--run", tmp_path / "stopped")
+    assert resumed[0][1] == 5
+    assert same(weights(tmp_path / "undisturbed", "all"), weights(tmp_path / "stopped", "all"))
+
+
+def test_a_signal_at_the_last_step_changes_nothing(tmp_path, monkeypatch):
+    kill = lambda *args, f=train.training_loss: os.kill(os.getpid(), signal.SIGTERM) or f(*args)  # noqa: E731
+    monkeypatch.setattr(train, "training_loss", kill)
+    call(monkeypatch, "--split", "A", "--members", 8, "--epochs", 1, "--run", tmp_path)
+    assert tree(tmp_path) == ["A.pt"]
+
+
+def test_a_training_begun_anew_goes_on_too_and_the_old_model_stays_until_it_is_there(tmp_path, monkeypatch, capsys):
+    run = ("--split", "A", "--members", 8, "--run", tmp_path)
+    call(monkeypatch, *run, "--epochs", 2)
+    old = (tmp_path / "A.pt").read_bytes()
+    stop = lambda *args, f=train.training_loss: os.kill(os.getpid(), signal.SIGTERM) or f(*args)  # noqa: E731
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(train, "training_loss", stop)
+        call(monkeypatch, *run, "--epochs", 3, "--restart")
+    assert "after step 1 of 3, and saved: the same command, but for --restart, goes on" in capsys.readouterr().err
+    assert (tmp_path / "A.pt").read_bytes() == old
+    with pytest.raises(BadInput, match="A.unfinished was trained with epochs = 3, not 2"):
+        call(monkeypatch, *run, "--epochs", 2)
+    call(monkeypatch, *run, "--epochs", 3)
+    assert tree(tmp_path) == ["A.pt"] and checkpoint.load(tmp_path / "A.pt").settings["epochs"] == 3
+    # of what --restart begins nothing is left of before, even if it dies at once
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(train, "training_loss", lambda *args: 1 / 0)
+        call(monkeypatch, *run, "--epochs", 4, "--restart")
+    with pytest.raises(BadInput, match="A.unfinished was trained with epochs = 4, not 3"):
+        call(monkeypatch, *run, "--epochs", 3)
+
+
+def test_killed_between_the_last_two_things_to_do(tmp_path, monkeypatch):
+    """When A.pt has been written, and A.unfinished not yet removed."""
+    flags = ("--split", "A", "--members", 8, "--epochs", 3, "--run", tmp_path)
+    save = checkpoint.save_unfinished
+    kept = []
+    monkeypatch.setattr(
+        checkpoint,
+        "save_unfinished",
+        lambda *args: save(*args) or kept.append((tmp_path / "A.unfinished").read_bytes()),
+    )
+    call(monkeypatch, *flags, "--save-every", -1)
+    finished = weights(tmp_path, "A")
+    (tmp_path / "A.unfinished").write_bytes(kept[-1])
+    (tmp_path / ".A.unfinished.1234567.tmp").write_bytes(kept[-1][:1000])
+    call(monkeypatch, *flags)
+    assert tree(tmp_path) == ["A.pt"] and same(weights(tmp_path, "A"), finished)
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_training(tmp_path, monkeypatch):
+    flags = ("--split", "A", "--members", 8, "--epochs", 4, "--save-every", -1, "--run")
+    call(monkeypatch, *flags, tmp_path / "straight")
+    before, steps = resource.getrlimit(resource.RLIMIT_FSIZE), []
+
+    def loss(*args, f=train.training_loss):
+        steps.append(args)
+        if len(steps) == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+        return f(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "training_loss", loss)
+        try:
+            with pytest.raises(BadInput, match="cannot write .*A.unfinished: File too large"):
+                call(monkeypatch, *flags, tmp_path / "full")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert tree(tmp_path / "full") == ["A.unfinished"] and len(steps) == 2
+    resumed = record(monkeypatch, checkpoint, "resume")
+    call(monkeypatch, *flags, tmp_path / "full")
+    assert resumed[0][1] == 1, "what had been saved before"
+    assert same(weights(tmp_path / "straight", "A"), weights(tmp_path / "full", "A"))
+
+
+def test_two_trainings_of_the_same_model(tmp_path, monkeypatch):
+    with files.alone(tmp_path / "A.pt"):
+        with pytest.raises(BadInput, match="A.pt is being made by process [0-9]+ on .*: wait for it, stop it, or name"):
+            call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
+        assert not (tmp_path / "A.pt").exists()
+        call(monkeypatch, "--split", "B", "--run", tmp_path, *TINY)
+    assert tree(tmp_path) == ["B.pt"]
+
+
+def test_it_goes_on_only_as_it_was_begun(tmp_path, monkeypatch):
+    np.savez(tmp_path / "split.npz", mia_train_idxs=np.arange(8), mia_eval_idxs=np.arange(8, 16))
+    flags = ("--split", "A", "--epochs", 2, "--members", 8, "--member-split", tmp_path / "split.npz")
+    flags += ("--run", tmp_path / "run")
+
+    def cut(*flags):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(train, "training_loss", lambda *args: 1 / 0)
+            call(monkeypatch, *flags)
+
+    cut(*flags)
+    before = (tmp_path / "run" / "A.unfinished").read_bytes()
+    tiny = train.PRESETS["tiny"]
+    for change, key in {
+        ("--epochs", 3): "epochs",
+        ("--seed", 1): "seed",
+        ("--size", 8): "pixels",
+        ("--members", 6): "members",
+    }.items():
+        with pytest.raises(BadInput, match=f"A.unfinished was trained with {key} = .*: --restart begins anew, --run"):
+            call(monkeypatch, *flags, *change)
+    for key, value in {"lr": 0.1, "batch": 3, "ema": 0.5, "warmup": 7, "flip": True}.items():
+        with monkeypatch.context() as patch, pytest.raises(BadInput, match=f"was trained with {key} = "):
+            patch.setitem(tiny, "train", tiny["train"] | {key: value})
+            call(monkeypatch, *flags)
+    with monkeypatch.context() as patch, pytest.raises(BadInput, match="was trained with unet = UNetConfig"):
+        patch.setitem(tiny, "unet", UNetConfig(ch=16, mult=(1,), attn=(), blocks=1, dropout=0.0, groups=4))
+        call(monkeypatch, *flags)
+    np.savez(tmp_path / "split.npz", mia_train_idxs=np.arange(8), mia_eval_idxs=np.arange(9, 17))
+    with pytest.raises(BadInput, match="was trained with split = "):
+        call(monkeypatch, *flags)
+    assert (tmp_path / "run" / "A.unfinished").read_bytes() == before
+
+
+def test_a_student_goes_on_with_the_teachers_that_it_had(tmp_path, monkeypatch):
+    for half in "AB":
+        call(monkeypatch, "--split", half, "--run", tmp_path, *TINY)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(train, "training_loss", lambda *args: 1 / 0)
+        call(monkeypatch, "--distill", "cross", "--run", tmp_path)
+    its = checkpoint.load(tmp_path / "B.pt")
+    its.weights["head.bias"][0] += 1
+    checkpoint.save(tmp_path, its)
+    with pytest.raises(BadInput, match="distill-cross.unfinished was trained with teachers = "):
+        call(monkeypatch, "--distill", "cross", "--run", tmp_path)
+    call(monkeypatch, "--distill", "cross", "--run", tmp_path, "--restart")
+    its.weights["head.bias"][0] += 1
+    checkpoint.save(tmp_path, its)
+    with pytest.raises(BadInput, match="distill-cross.pt was trained with teachers = "):
+        call(monkeypatch, "--distill", "cross", "--run", tmp_path)
 
 
 def test_a_snapshot_is_what_a_shorter_training_makes(tmp_path, monkeypatch):
@@ -289,6 +451,41 @@ def test_memory_is_used_again():
         assert (int(process.stdout) > 10_000) == fetched
 
 
+def test_a_message_is_one_line_whatever_is_in_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sample.py"])
+
+    def main():
+        raise BadInput("a\nfile\x1b[2J that is called é")
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(main)
+    assert end.value.code == 2 and capsys.readouterr().err == "sample.py: a?file?[2J that is called é\n"
+
+
+def test_a_preset_that_could_not_be_read_again_is_refused_before_it_is_trained(tmp_path, monkeypatch):
+    tiny = train.PRESETS["tiny"]
+    monkeypatch.setitem(tiny, "train", tiny["train"] | {"lr": 11.0})
+    with pytest.raises(BadInput, match="settings: lr cannot be 11.0.*train.py's preset"):
+        call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
+    assert tree(tmp_path) == []
+    monkeypatch.setitem(tiny, "train", tiny["train"] | {"lr": 1, "ema": 0})
+    call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
+    assert checkpoint.load(tmp_path / "A.pt").settings["lr"] == 1
+
+
+def test_sigterm_ends_a_script_tidily(tmp_path):
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); import cli, files; from pathlib import Path\n"
+        "def main():\n"
+        "    with files.alone(Path('a')), files.atomic_write(Path('a')): print('in', flush=True); time.sleep(60)\n"
+        "cli.run(main)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "in\n" and len(tree(tmp_path)) == 2
+    process.terminate()
+    assert process.wait(10) == 128 + signal.SIGTERM and tree(tmp_path) == []
+
+
 def test_a_run_stays_one_experiment(tmp_path, monkeypatch, capsys):
     call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
     before = (tmp_path / "A.pt").read_bytes()
@@ -354,11 +551,45 @@ def test_images_of_another_size(tmp_path, monkeypatch):
         call(monkeypatch, "--distill", "cross", "--run", tmp_path, "--size", 16)
 
 
-def test_a_loss_that_is_no_number_ends_the_training(tmp_path, monkeypatch):
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path, monkeypatch, what):
+    """At the next save, too, so that what was saved last is good."""
+    asked = []
+
+    def wrong_at_step_7(model, x_t, t, target, f=train.training_loss):
+        asked.append(t)
+        loss = f(model, x_t, t, target)
+        if len(asked) != 7:
+            return loss
+        # the root's slope at zero is infinite, and the root is not
+        return loss * float("inf") if what == "loss" else loss + (loss - loss.detach()).sqrt()
+
+    flags = ("--split", "A", "--members", 8, "--epochs", 60, "--run", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "training_loss", wrong_at_step_7)
+        for save_every in (1000, -1):
+            asked.clear()
+            with pytest.raises(BadInput) as refusal:
+                call(monkeypatch, *flags, "--save-every", save_every, "--restart")
+            t = asked[6]
+            assert re.fullmatch(
+                f"the {what} of A is no finite number at step 7, of images at t = {t.min()} to {t.max()}; "
+                f"the last good checkpoint is {tmp_path}/A.unfinished; .*",
+                str(refusal.value),
+            )
+            assert len(asked) == (50 if save_every == 1000 else 7) and tree(tmp_path) == ["A.unfinished"]
+            kept = torch.load(tmp_path / "A.unfinished", weights_only=True)
+            assert kept["step"] == (0 if save_every == 1000 else 6)
+            assert all(value.isfinite().all() for value in kept["model"].values())
+    call(monkeypatch, *flags)
+    assert tree(tmp_path) == ["A.pt"]
+
+
+def test_no_snapshot_is_kept_that_is_no_number(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "training_loss", lambda model, x_t, t, target: model(x_t, t).mean() * float("nan"))
-    with pytest.raises(BadInput, match="loss of A is not a number"):
-        call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
-    assert not (tmp_path / "A.pt").exists()
+    with pytest.raises(BadInput, match="loss of A is no finite number at step 1, "):
+        call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--epochs", 10, "--snapshots", 5)
+    assert tree(tmp_path) == ["A.unfinished"]
 
 
 # --- sampling and evaluation ---

@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,9 +23,11 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from files import BadInput, atomic_write, digest_of, download, in_a_line
+from files import BadInput, alone, atomic_write, digest_of, download, in_a_line
 
 DATASETS = ("cifar10", "cifar100", "stl10", "tiny-imagenet", "folder", "toy")
+LARGEST_SIZE = 1024  # pixels a side
+LARGEST_FILE = 2**28  # bytes of an image, or of a split
 
 
 def load(name: str, data_dir: str | None, size: int, seed: int) -> Tensor:
@@ -57,8 +59,9 @@ def resize(images: Tensor, size: int) -> Tensor:
     if images.shape[-1] == size:
         return images
     small = torch.empty((*images.shape[:2], size, size), dtype=torch.uint8)
-    for chunk, part in zip(images.split(1024), small.split(1024), strict=True):  # all in float32 may be 11 GB
-        part.copy_(F.interpolate(chunk.float(), (size, size), mode="area").round())
+    planes = max(1, 2**24 // images[0, 0].numel())  # at a time: all in float32 may be 11 GB, a single image 1 GB
+    for chunk, part in zip(images.flatten(0, 1).split(planes), small.view(-1, size, size).split(planes), strict=True):
+        part.copy_(F.interpolate(chunk[:, None].float(), (size, size), mode="area")[:, 0].round())
     return small
 
 
@@ -112,12 +115,14 @@ def index_split(n: int, members: int | None = None, seed: int = 0, published: Pa
 def _read_published_split(path: Path, n: int) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            members, nonmembers = file["mia_train_idxs"], file["mia_eval_idxs"]
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            if any(array.file_size > LARGEST_FILE for array in file.zip.infolist()):  # unpacked
+                raise ValueError(f"an array of more than {LARGEST_FILE:,} bytes")
+            members, nonmembers = (file[key].ravel() for key in ("mia_train_idxs", "mia_eval_idxs"))
+        both = np.concatenate([members, nonmembers])
+    except Exception as error:  # on bytes that it did not write, numpy raises almost anything
         raise BadInput(
-            f"--member-split {path}: not an .npz file with mia_train_idxs and mia_eval_idxs ({error})"
+            f"--member-split {path}: not an .npz file with mia_train_idxs and mia_eval_idxs ({in_a_line(error)})"
         ) from error
-    both = np.concatenate([members.ravel(), nonmembers.ravel()])
     if both.dtype.kind not in "iu" or len(np.unique(both)) != len(both):
         raise BadInput(f"--member-split {path}: members and non-members must be distinct whole numbers")
     if both.size and (both.min() < 0 or both.max() >= n):
@@ -125,7 +130,7 @@ def _read_published_split(path: Path, n: int) -> tuple[np.ndarray, np.ndarray]:
             f"--member-split {path}: has indices up to {both.max():,}, but the dataset has {n:,} images; "
             "the published splits need the whole of CIFAR-10"
         )
-    return members.ravel(), nonmembers.ravel()
+    return members, nonmembers
 
 
 # --- published datasets ------------------------------------------------------------------------
@@ -149,14 +154,19 @@ def unpacked(name: str, data_dir: str | None, size: int) -> Tensor:
     """Images that are published as an archive of a few large files, which are unpacked."""
     root = Path(data_dir or DEFAULT_DATA_DIR)
     places = [(source, folder) for source in SOURCES[name] for folder in (root, root / source.folder)]
-    found = [(source, folder) for source, folder in places if (folder / source.files[0]).is_file()]
-    if not found:
-        source, archive, downloaded = _archive(name, data_dir)
-        _unpack(source, archive)
-        if downloaded:
-            archive.unlink()
-        found = [(source, root / source.folder)]
-    source, folder = found[0]
+
+    def found() -> list[tuple[Source, Path]]:
+        return [(source, folder) for source, folder in places if (folder / source.files[0]).is_file()]
+
+    if not found():
+        _require_place(name, data_dir)
+        with alone(root / name, wait=True):
+            if not found():  # another process may have fetched them meanwhile
+                source, archive, downloaded = _archive(name, data_dir)
+                _unpack(source, archive)
+                if downloaded:
+                    archive.unlink()
+    source, folder = found()[0]
     for file in source.files:
         if not (folder / file).is_file():
             raise BadInput(f"{folder / file} is missing; {name} needs all of {', '.join(source.files)}")
@@ -164,6 +174,22 @@ def unpacked(name: str, data_dir: str | None, size: int) -> Tensor:
         return torch.cat([resize(source.read(folder / file), size) for file in source.files])
     except OSError as error:
         raise BadInput(f"{folder} cannot be read ({error})") from error
+
+
+def _require_place(name: str, data_dir: str | None) -> None:
+    """Raise BadInput where --data-dir is a directory of something else, into which nothing should be downloaded."""
+    if data_dir is None or any((Path(data_dir) / source.archive).is_file() for source in SOURCES[name]):
+        return
+    root, source = Path(data_dir), SOURCES[name][0]
+    if not root.is_dir():
+        raise BadInput(f"--data-dir {root}: no such directory; make it, and {name} is downloaded into it")
+    known = {name for sources in SOURCES.values() for one in sources for name in (one.folder, one.archive)}
+    there = [path.name.removesuffix(".part") for path in root.iterdir() if not path.name.startswith(".")]
+    if not known.issuperset(there):
+        raise BadInput(
+            f"--data-dir {root}: no {'/'.join([source.folder, *source.files[:1]])} in it; name the directory that "
+            f"holds {source.folder}, or an empty one to download {name} into"
+        )
 
 
 def _archive(name: str, data_dir: str | None) -> tuple[Source, Path, bool]:
@@ -176,37 +202,44 @@ def _archive(name: str, data_dir: str | None) -> tuple[Source, Path, bool]:
                 raise BadInput(f"{path} is not the official archive (MD5 is not {source.md5}): delete it, start again")
             return source, path, False
     source = SOURCES[name][0]
-    if data_dir is not None:
-        if not root.is_dir():
-            raise BadInput(f"--data-dir {root}: no such directory; make it, and {name} is downloaded into it")
-        known = {name for sources in SOURCES.values() for one in sources for name in (one.folder, one.archive)}
-        if any(path.name.removesuffix(".part") not in known for path in root.iterdir()):
-            raise BadInput(
-                f"--data-dir {root}: no {'/'.join([source.folder, *source.files[:1]])} in it; name the directory that "
-                f"holds {source.folder}, or an empty one to download {name} into"
-            )
     download(source.site + source.archive, root / source.archive, source.md5, "md5")
     return source, root / source.archive, True
 
 
 def _unpack(source: Source, archive: Path) -> None:
     """Write the files of `source`, and nothing else that its archive may hold, to where they are looked for."""
-    with (
-        ExitStack() as stack,
-        open(archive, "rb") as raw,
-        tqdm.wrapattr(raw, "read", total=archive.stat().st_size, desc=archive.name, leave=False) as stream,
-        tarfile.open(fileobj=stream, mode="r|gz") as tar,
-    ):
+    folder = archive.parent / source.folder
+    with ExitStack() as stack:
+        stack.callback(_remove_if_empty, folder)
         # unwound from the end: where the first file stands, all of them do
-        places = [stack.enter_context(atomic_write(archive.parent / source.folder / name)) for name in source.files]
-        place = dict(zip((f"{source.folder}/{name}" for name in source.files), places, strict=True))
-        for member in tar:
-            if member.isfile() and member.name in place:
-                with open(place[member.name], "wb") as file:
-                    shutil.copyfileobj(tar.extractfile(member), file)
-        missing = [name for name, path in place.items() if not path.exists()]
+        places = [stack.enter_context(atomic_write(folder / name)) for name in source.files]
+        missing = dict(zip((f"{source.folder}/{name}" for name in source.files), places, strict=True))
+        try:
+            with (
+                open(archive, "rb") as raw,
+                tqdm.wrapattr(raw, "read", total=archive.stat().st_size, desc=archive.name, leave=False) as stream,
+                tarfile.open(fileobj=stream, mode="r|gz") as tar,
+            ):
+                for member in tar:
+                    if member.isfile() and member.name in missing:
+                        with open(missing.pop(member.name), "wb") as file:
+                            shutil.copyfileobj(tar.extractfile(member), file)
+        except OSError:  # a full disk
+            raise
+        except Exception as error:  # on bytes that it did not write, tarfile raises almost anything
+            raise BadInput(f"{archive} cannot be unpacked ({in_a_line(error)}): delete it, start again") from error
         if missing:
-            raise BadInput(f"{archive}: there is no {missing[0]} in it")
+            raise BadInput(f"{archive}: there is no {next(iter(missing))} in it")
+        for name, place in zip(source.files, places, strict=True):
+            try:
+                source.read(place)
+            except BadInput as error:
+                raise BadInput(f"{archive}: {str(error).replace(str(place), name)}") from error
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _records(path: Path, length: int) -> np.ndarray:
@@ -240,8 +273,11 @@ def _stl10(path: Path) -> Tensor:
     return torch.from_numpy(_records(path, 3 * 96 * 96).reshape(-1, 3, 96, 96)).transpose(2, 3)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Reads a pickle of numpy arrays, strings and numbers, which CIFAR's are, and refuses any that names more."""
+class _ArraysOnly(pickle._Unpickler):
+    """Reads a pickle of numpy arrays, strings and numbers, which CIFAR's are, and refuses any that names more.
+
+    It is the unpickler that is written in Python. That in C makes a table as large as a flipped byte says.
+    """
 
     ALLOWED = {
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
@@ -305,7 +341,9 @@ SOURCES = {
 # --- folders of images -------------------------------------------------------------------------
 
 SUFFIXES = ".bmp .jpeg .jpg .pgm .png .ppm .tif .tiff .webp"  # pytorch-fid's
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow knows others, for which it starts other programs
+LARGE = 2**24  # pixels; from there on one image at a time, or they would fill the memory
+warnings.filterwarnings("ignore", module="PIL")  # it tells of what is odd in a file, and reads it
 
 
 def image_files(folder: Path, pattern: str = "*") -> list[Path]:
@@ -317,16 +355,37 @@ def image_files(folder: Path, pattern: str = "*") -> list[Path]:
     )
 
 
-def read_image(content: bytes) -> Tensor:
-    """uint8 (3, H, W) of an image file's bytes, also of a grey one. Raises whatever Pillow does on a bad one."""
+def image_bytes(path: Path) -> bytes:
+    """An image file's content. Raises ValueError for what is no file, such as a pipe, which would never end."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError(f"it has more than {LARGEST_FILE:,} bytes")
+    return path.read_bytes()
+
+
+def read_image(content: bytes, most: int | None = None) -> Tensor | None:
+    """uint8 (3, H, W) of an image file's bytes, also of a grey one; None where it has more pixels than `most`.
+
+    Raises whatever Pillow does on a bad one; such is, too, one with more than its MAX_IMAGE_PIXELS, 89 million.
+    """
     try:
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ValueError("its format is unknown") from error
     with image:
+        width, height = image.size
+        if width * height > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"it has {width}x{height} pixels, more than Pillow thinks safe")
+        if most and width * height > most:
+            return None
         if image.mode[0] in "IF":  # as RGB, all that is above 255 would be white
             raise ValueError("it has more than 8 bits a channel")
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        pixels = np.empty((height, width, 3), np.uint8)
+        for top in range(0, height, 256):  # all at once would take three times the memory
+            pixels[top : top + 256] = rgb.crop((0, top, width, min(top + 256, height)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def folder(data_dir: str | None, size: int) -> Tensor:
@@ -342,38 +401,51 @@ def tiny_imagenet(data_dir: str | None, size: int) -> Tensor:
     for folder in (root, root / SOURCES["tiny-imagenet"][0].folder):
         if (folder / "train").is_dir():
             return _files_in(folder, "train/*/images/*.JPEG", size)
-    source, path, _ = _archive("tiny-imagenet", data_dir)
-    with zipfile.ZipFile(path) as file:
+    _require_place("tiny-imagenet", data_dir)
+    with alone(root / "tiny-imagenet", wait=True):
+        source, path, _ = _archive("tiny-imagenet", data_dir)
+    try:
+        file = zipfile.ZipFile(path)
+    except Exception as error:  # on bytes that it did not write, zipfile raises almost anything
+        raise BadInput(f"{path} cannot be read ({in_a_line(error)}): delete it, start again") from error
+    with file:
         names = [name for name in file.namelist() if re.fullmatch(rf"{source.folder}/train/\w+/images/\w+\.JPEG", name)]
         return _squares(path, sorted(names), file.read, size)
 
 
 def _files_in(root: Path, pattern: str, size: int) -> Tensor:
     names = [str(path.relative_to(root)) for path in image_files(root, pattern)]
-    return _squares(root, names, lambda name: (root / name).read_bytes(), size)
+    return _squares(root, names, lambda name: image_bytes(root / name), size)
 
 
 def _squares(where: Path, names: list[str], read: Callable[[str], bytes], size: int) -> Tensor:
     """uint8 (N, 3, size, size): the square in the middle of each image. Raises BadInput, naming those it can't read."""
     if not names:
         raise BadInput(f"{where} holds no images ({SUFFIXES})")
-    images, bad = torch.empty((len(names), 3, size, size), dtype=torch.uint8), []
+    images, bad, large = torch.empty((len(names), 3, size, size), dtype=torch.uint8), [], []
 
-    def one(i: int) -> None:
+    def one(i: int, most: int | None = LARGE) -> None:
         try:
-            image = read_image(read(names[i]))
+            image = read_image(read(names[i]), most)
         except Exception as error:  # Pillow's decoders raise almost anything
             bad.append(f"{names[i]} ({error})")
+            return
+        if image is None:
+            large.append(i)
             return
         _, h, w = image.shape
         side = min(h, w)
         top, left = (h - side) // 2, (w - side) // 2
         images[i] = resize(image[None, :, top : top + side, left : left + side], size)[0]
 
-    with ThreadPoolExecutor() as pool:
-        done = pool.map(one, range(len(names)))
-        for _ in tqdm(done, total=len(names), desc=str(where), unit="img", leave=False, delay=1):
-            pass
+    with tqdm(total=len(names), desc=str(where), unit="img", leave=False, delay=1) as bar:
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(one, range(len(names))):
+                bar.update()
+        bar.update(-len(large))
+        for i in large:  # not several in memory at a time
+            one(i, None)
+            bar.update()
     if bad:
         some = ", ".join(sorted(bad)[:5]) + (", ..." if len(bad) > 5 else "")
         raise BadInput(f"{where}: {len(bad):,} of {len(names):,} images can't be read; take them away: {some}")

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import cli
 import data
-from files import BadInput, digest_of, download, read_tensors
+from files import BadInput, alone, digest_of, download, read_tensors
 
 WEIGHTS = {
     "torchvision": "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth",
@@ -267,7 +267,9 @@ def load(weights: str, device: torch.device | str = "cpu") -> InceptionV3:
     """
     path = weights_path(weights)
     if weights in WEIGHTS and not path.exists():
-        download(WEIGHTS[weights], path, hash_in(path), "sha256")
+        with alone(path, wait=True):
+            if not path.exists():  # another process may have fetched it meanwhile
+                download(WEIGHTS[weights], path, hash_in(path), "sha256")
     try:
         sha256 = digest_of(path, "sha256")
     except OSError as error:
@@ -280,7 +282,7 @@ def load(weights: str, device: torch.device | str = "cpu") -> InceptionV3:
         literature = len(state["fc.bias"]) == 1008
         inception = InceptionV3(literature)
         inception.load_state_dict(state)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # what somebody has made up can be wrong in any way
         raise BadInput(f"{path} is not {kind}: it holds other tensors") from error
     for module in inception.modules():
         if isinstance(module, Conv):
@@ -327,11 +329,13 @@ def read_images(files: list[Path], batch: int) -> Iterator[Tensor]:
 
     def read(path: Path) -> Tensor:
         try:
-            return data.read_image(path.read_bytes())
+            return data.read_image(data.image_bytes(path))
         except Exception as error:  # Pillow's decoders raise almost anything
             raise BadInput(f"{path} is no image that Pillow can read ({error})") from error
 
     size, ahead = None, []
+    pixels = read(files[0]).numel() // 3
+    batch = max(1, min(batch, 2**26 // pixels))  # of large images fewer at a time, or they would fill the memory
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(files) + batch, batch):
             now, ahead = list(ahead), pool.map(read, files[first : first + batch])

@@ -72,6 +72,7 @@ class Training:
         self.first = next(iter(self.models.values()))
         self.images = checkpoint.load_images(self.first, args.data_dir) if images is None else images
         checkpoint.require_images(self.first, self.images)
+        cli.reuse_memory()
         if reference:
             self.models["reference"] = checkpoint.load(reference)
             require_reference(reference, self.models["reference"], self.first)
@@ -187,7 +188,7 @@ class Training:
         """One eps model's scores (T, N) of these images, from scores/ as far as they are there already."""
         key = key_of(self._key(name, attacks, dualmd, unet), indices.numpy())
         kept = {attack: self.run / "scores" / f"{name.replace(' ', '-')}-{attack}.npz" for attack in wanted}
-        found = {attack: read_scores(path, key) for attack, path in kept.items()}
+        found = {attack: read_scores(path, key, len(indices)) for attack, path in kept.items()}
         missing = {attack: [t for t in ts if t not in found[attack]] for attack, ts in wanted.items()}
         missing = {attack: ts for attack, ts in missing.items() if ts}
         if missing:
@@ -235,10 +236,12 @@ def require_comparable(trainings: Sequence[Training]) -> None:
             raise BadInput(f"--run: {trainings[0].run} has {one} members, {training.run} {other}: evaluate each alone")
 
 
-def read_scores(path: Path, key: str) -> dict[int, np.ndarray]:
-    """The scores in a file by timestep; none where it does not exist, or was made from anything else."""
+def read_scores(path: Path, key: str, n: int) -> dict[int, np.ndarray]:
+    """The scores of n images in a file, by timestep; none where it does not exist, or was made from anything else."""
     kept = read_kept(path, key)
-    return dict(zip(kept["t"].tolist(), kept["scores"], strict=True)) if kept else {}
+    if not kept.keys() >= {"t", "scores"} or kept["scores"].shape[:2] != (kept["t"].size, n):
+        return {}
+    return dict(zip(kept["t"].tolist(), kept["scores"], strict=True))
 
 
 def attack_scores(
@@ -268,6 +271,9 @@ def attack_scores(
                     raise BadInput(f"{attack} at t = {t}: {error}") from error
                 bar.update()
     found = {call: torch.cat(part) for call, part in parts.items()}
+    for (attack, t), scores in found.items():
+        if not scores.isfinite().all():
+            raise BadInput(f"{attack} on {name} at t = {t}: a score is no finite number; its weights cannot be right")
     # error images, not numbers: half precision is enough to learn from, and half as large
     found |= {call: images.half() for call, images in found.items() if call[0] == "secmi_nn"}
     return {attack: {t: found[attack, t].numpy() for t in ts} for attack, ts in wanted.items()}

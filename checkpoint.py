@@ -184,14 +184,14 @@ RULES = {
         "teachers": str | None,
     },
     "schedule": {"T": range(1, 10**5), "beta_1": (1e-9, 0.999), "beta_T": (1e-9, 0.999)},
-}
-SIZES = {
-    "ch": range(2, 4097, 2),
-    "mult": tuple,
-    "attn": tuple,
-    "blocks": range(1, 17),
-    "dropout": (0.0, 0.99),
-    "groups": range(1, 4097),
+    "unet": {
+        "ch": range(2, 4097, 2),
+        "mult": tuple,
+        "attn": tuple,
+        "blocks": range(1, 17),
+        "dropout": (0.0, 0.99),
+        "groups": range(1, 4097),
+    },
 }
 
 
@@ -217,12 +217,13 @@ def _checked(content: dict) -> Checkpoint:
 
 
 def _require_rules(content: dict) -> None:
-    for part, rules in (RULES | {"unet": SIZES}).items():
-        _require_values(part, content[part], rules)
+    for part in RULES:
+        _require_values(part, content[part])
 
 
-def _require_values(part: str, values: dict, rules: dict) -> None:
-    """Raise ValueError unless these are values of these names and no others, and within their rules."""
+def _require_values(part: str, values: dict) -> None:
+    """Raise ValueError unless these are values of the names that RULES has for this part, and within their rules."""
+    rules = RULES[part]
     if not values.keys() <= rules.keys():
         raise ValueError(f"{part} has other entries than {', '.join(rules)}")
     for name, rule in rules.items():
@@ -241,9 +242,8 @@ def _require_values(part: str, values: dict, rules: dict) -> None:
 
 
 def _require_network(unet: UNetConfig, weights: dict[str, Tensor]) -> None:
-    """Raise ValueError unless these are the weights of such a network; none is made to find out."""
+    """Raise ValueError unless these are the weights of such a network, within RULES; none is made to find out."""
     mult, attn = range(1, 65), range(len(unet.mult))
-    _require_values("unet", dataclasses.asdict(unet), SIZES)
     if not 1 <= len(unet.mult) <= 8 or not all(type(m) is int and m in mult for m in unet.mult):
         raise ValueError("unet: mult is out of range")
     if not all(type(level) is int and level in attn for level in unet.attn):
@@ -425,6 +425,7 @@ def load_published(path: Path, dataset: dict, split: Split) -> Checkpoint:
         weights = {str(name).removeprefix("module."): value for name, value in content["ema_model"].items()}
         unet, table = _sizes_of(weights), weights.pop(TABLE)
         weights = {name.replace(".timembedding.", "."): value for name, value in weights.items()}
+        _require_values("unet", dataclasses.asdict(unet))
         _require_network(unet, weights)
         if len(table) not in RULES["schedule"]["T"]:
             raise ValueError(f"{len(table)} timesteps")

@@ -65,9 +65,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
             finally:
                 os.close(directory)
     except (OSError, RuntimeError) as error:
-        cause: BaseException | None = (
-            error  # a full disk is a RuntimeError to torch.save, in which the OSError is found
-        )
+        cause: BaseException | None = error
+        # a full disk is a RuntimeError to torch.save, raised while it handled the OSError
         while cause and not isinstance(cause, OSError):
             cause = cause.__context__
         reason = cause.strerror if cause and cause.strerror else in_a_line(error)
@@ -123,10 +122,9 @@ def alone(path: Path, wait: bool = False) -> Iterator[None]:
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         while (file := locked(lock)) is None:
-            holder = ""
+            holder = "another process"
             with suppress(FileNotFoundError):  # he may be leaving just now
-                holder = lock.read_text(errors="replace").strip()
-            holder = holder or "another process"
+                holder = lock.read_text(errors="replace").strip() or holder
             if not wait:
                 raise BadInput(f"{path} is being made by {holder}: wait for it, stop it, or name another directory")
             if not told:

@@ -161,8 +161,7 @@ def train(
 ) -> None:
     """Give `result` its weights, and save it in `run`; stop, but only after having saved, once there are `signals`."""
     name, settings, trained_on, device = result.name, result.settings, result.trained_on, args.device
-    schedule = result.noise_schedule()
-
+    schedule, saves = result.noise_schedule(), ranks.RANK == 0
     cli.reuse_memory()
 
     # --- model, its average, optimiser ---
@@ -179,9 +178,9 @@ def train(
     ranks.require_same(str(step), result.dataset["sha256"])
     if step is None:
         step = 0
-        if ranks.RANK == 0:
+        if saves:
             checkpoint.save_unfinished(run, result, parts, step)  # is there room? better now than in five minutes
-        if args.restart and ranks.RANK == 0:  # what it was underway the last time says nothing about this one
+        if saves and args.restart:  # what it was underway the last time says nothing about this one
             for snapshot in checkpoint.snapshots(run).values():
                 checkpoint.path_in(snapshot, name).unlink(missing_ok=True)
 
@@ -206,7 +205,7 @@ def train(
     recent, saved, order, began = [], time.monotonic(), None, None
     done = settings["epochs"] * len(trained_on) * step // steps
     total = settings["epochs"] * len(trained_on)
-    bar = tqdm(total=total, initial=done, desc=name, unit="img", smoothing=0.02, disable=ranks.RANK > 0)
+    bar = tqdm(total=total, initial=done, desc=name, unit="img", smoothing=0.02, disable=not saves)
     with bar:
         while step < steps:
             epoch, position = divmod(step, steps_an_epoch)
@@ -247,9 +246,9 @@ def train(
             recent.append((loss.detach(), norm, timesteps))
             bar.update(len(rows))
             logged = step % 50 == 0 or step == steps  # seldom, because reading the loss makes a GPU wait
-            snapshot = ranks.RANK == 0 and position == steps_an_epoch - 1 and epoch + 1 in snapshots
-            stop = ranks.RANK == 0 and signals and step < steps
-            saving = stop or (ranks.RANK == 0 and time.monotonic() - saved > args.save_every and step < steps)
+            snapshot = saves and position == steps_an_epoch - 1 and epoch + 1 in snapshots
+            stop = saves and step < steps and signals
+            saving = stop or (saves and step < steps and time.monotonic() - saved > args.save_every)
             if logged or snapshot or saving:
                 checkpoint.require_finite(run, name, step, recent)
             if logged:
@@ -265,7 +264,7 @@ def train(
                 bar.close()
                 same = "the same command, but for --restart, goes on" if args.restart else "the same command goes on"
                 cli.fail(f"{name} was stopped after step {step:,} of {steps:,}, and saved: {same}", 128 + signals[0])
-    if ranks.RANK > 0:
+    if not saves:
         return
 
     checkpoint.save(run, trained(settings["epochs"]))

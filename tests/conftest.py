@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import zlib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -40,6 +41,26 @@ def settings(**changes) -> dict:
     """What a checkpoint says of its training: the tiny preset's, with seed 0."""
     said = {"preset": "tiny", "seed": 0, "members": 4, "member_split": None, "targets": "noise", "teachers": None}
     return said | train.PRESETS["tiny"]["train"] | changes
+
+
+def tree(folder: Path) -> list[str]:
+    """All that is in a folder, and in the folders in it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def same(one: dict, other: dict) -> bool:
+    """Are these the same weights, to the last bit?"""
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def png(width: int, height: int, packed: bytes) -> bytes:
+    """A PNG that says that it is of this size in RGB, whatever is in its zlib stream."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
 class Spy:

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import ROOT, pickled_by_python_2
+from conftest import ROOT, pickled_by_python_2, png, same, tree
 from PIL import Image
 from tqdm import tqdm
 
@@ -62,21 +62,16 @@ def main() -> None:
     sys.exit(any(part["wrong"] for part in found.values()))
 
 
-def tree(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
 # --- killed ---------------------------------------------------------------------------------------
 
 TRAINING = "--split A --dataset toy --size 8 --members 64 --snapshots 3".split()
 
 
-def start(run: Path, *flags: object, **rest) -> subprocess.Popen:
+def start(run: Path, *flags: object) -> subprocess.Popen:
     """train.py on the toy data, in a process of its own."""
     command = [sys.executable, ROOT / "train.py", *TRAINING, "--run", run, *map(str, flags)]
-    return subprocess.Popen(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, **rest
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def kill(folder: Path, kills: int, seconds: float, seed: int = 0) -> dict:
@@ -112,10 +107,8 @@ def kill(folder: Path, kills: int, seconds: float, seed: int = 0) -> dict:
             break
         found["kills"] += 1
         found["within_a_save"] += any(name.endswith(".tmp") for name in tree(run))
-        content = (
-            torch.load(run / "A.unfinished", weights_only=True) if (run / "A.unfinished").exists() else {"step": None}
-        )
-        found["at_step"].append(content["step"])
+        kept = run / "A.unfinished"
+        found["at_step"].append(torch.load(kept, weights_only=True)["step"] if kept.exists() else None)
     last = start(run, *flags)
     _, error = last.communicate()
     if last.returncode != 0:
@@ -125,7 +118,7 @@ def kill(folder: Path, kills: int, seconds: float, seed: int = 0) -> dict:
         found["wrong"].append(f"left over: {set(tree(run)) ^ set(tree(folder / 'undisturbed'))}")
     for path in (folder / "undisturbed").rglob("*.pt"):
         one, other = (checkpoint.load(each) for each in (path, run / path.relative_to(folder / "undisturbed")))
-        if not all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights):
+        if not same(one.weights, other.weights):
             found["wrong"].append(f"{path.name} of {path.parent.name} has other weights")
     return found
 
@@ -167,7 +160,7 @@ def fill_disk(folder: Path) -> dict:
         found["wrong"].append(f"it did not go on once there was room: {done.stderr[-300:]}")
         return found
     one, other = (checkpoint.load(folder / which / "A.pt").weights for which in ("straight", "end"))
-    if not all(torch.equal(one[name], other[name]) for name in one):
+    if not same(one, other):
         found["wrong"].append("it went on to other weights")
     return found
 
@@ -204,8 +197,8 @@ CASES = {
 
 def damage(folder: Path, mutations: int, seed: int = 0) -> dict:
     """Damage files at random, and have them read: each is taken, or refused in one line with exit status 2."""
-    small, draw, preset = {"unet": SMALL}, data.toy, dict(train.PRESETS["tiny"])
-    train.PRESETS["tiny"] |= small
+    draw, unet = data.toy, train.PRESETS["tiny"]["unet"]
+    train.PRESETS["tiny"]["unet"] = SMALL
     data.toy = lambda size, seed: draw(size, seed, n=20)
     try:
         sound = prepare(folder / "sound")
@@ -224,7 +217,7 @@ def damage(folder: Path, mutations: int, seed: int = 0) -> dict:
                 wrong.append({"mutation": i, "of": name} | said)
     finally:
         data.toy = draw
-        train.PRESETS["tiny"] = preset
+        train.PRESETS["tiny"]["unet"] = unet
     found |= {"slowest_s": round(slowest, 2), "most_memory_gb": round(largest / 1e9, 2), "wrong": wrong}
     return found
 
@@ -232,29 +225,18 @@ def damage(folder: Path, mutations: int, seed: int = 0) -> dict:
 def crowd(folder: Path) -> dict:
     """Have a folder read whose images are as large as Pillow lets them be."""
     (folder / "sound" / "images").mkdir(parents=True)
+    side = 9400
+    packer = zlib.compressobj(9)
+    black = b"".join(packer.compress(bytes(1 + 3 * side)) for _ in range(side)) + packer.flush()
     for i in range(6):
-        (folder / "sound" / "images" / f"{i}.png").write_bytes(large_png(9400, 9400))
-    # nothing is refused here but members that two images cannot make up: each is read before
-    said = outcome(
-        CASES["folder of images"][1].replace("--members 4", "--members 64"), folder / "sound", folder / "read", 60
-    )
+        (folder / "sound" / "images" / f"{i}.png").write_bytes(png(side, side, black))
+    # more members than there are images is what ends it, once all have been read
+    command = CASES["folder of images"][1].replace("--members 4", "--members 64")
+    said = outcome(command, folder / "sound", folder / "read", limit=60)
     found = {"seconds": said["seconds"], "memory_gb": round(said["bytes"] / 1e9, 2), "wrong": said["wrong"]}
     if not said["said"].startswith("train.py: --members 64: must be even"):
         found["wrong"].append(said["said"])
     return found
-
-
-def large_png(width: int, height: int) -> bytes:
-    """A small file with a large black image."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        checksum = zlib.crc32(kind + content).to_bytes(4, "big")
-        return len(content).to_bytes(4, "big") + kind + content + checksum
-
-    packer, row = zlib.compressobj(9), bytes(1 + 3 * width)
-    pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def mutate(folder: Path, name: str, chance: random.Random) -> Path:

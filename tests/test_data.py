@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Payload, pickled_by_python_2
+from conftest import Payload, pickled_by_python_2, png
 from PIL import Image
 
 import cli
@@ -411,21 +411,11 @@ def test_tiny_imagenet(tmp_path, monkeypatch):
 CPU = torch.device("cpu")
 
 
-def png_of(width, height):
-    """A few hundred bytes that say that they are an image of this size."""
-
-    def chunk(kind, content):
-        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
-
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
-
-
 @pytest.mark.parametrize("size", [(10_000, 9_000), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])
 def test_a_decompression_bomb_is_an_error(tmp_path, size):
     assert Image.MAX_IMAGE_PIXELS < 9e7, "Pillow's own limit"
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(png_of(*size))
+    (tmp_path / "b.png").write_bytes(png(*size, zlib.compress(bytes(1000))))
     before = cli.peak_memory(CPU)
     with pytest.raises(BadInput, match=r"1 of 2 images can't be read; take them away: b.png \(.*pixels"):
         load("folder", tmp_path, 8)

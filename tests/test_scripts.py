@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, same, tree
 from PIL import Image
 
 import checkpoint
@@ -77,10 +77,6 @@ def pixels(images):
 
 def weights(run, name):
     return checkpoint.load(run / f"{name}.pt").weights
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 # --- training ---
@@ -617,10 +613,6 @@ def test_grid_shows_the_images_in_order():
 
 
 # --- refusals: one line, status 2, nothing written ---
-
-
-def tree(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 def scene(folder):

@@ -16,19 +16,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from dualmd import EpsModel, NoiseSchedule, denoise, training_loss
 
 HOLDS = {  # what each attack's attacker must hold
     "rediffuse": "images",
-    "loss": "predictions",
-    "sima": "predictions",
-    "pia": "predictions",
-    "pian": "predictions",
-    "secmi": "predictions",
-    "secmi_nn": "predictions",
+    **dict.fromkeys(["loss", "sima", "pia", "pian", "secmi", "secmi_nn"], "predictions"),
     "gradient": "weights",
 }
 
@@ -52,7 +47,7 @@ def _eps(eps_model: EpsModel, x: Tensor, t: int) -> Tensor:
     return eps_model(x, torch.full((len(x),), t, device=x.device))
 
 
-def _noise(x0: Tensor, generator: torch.Generator, *n: int) -> Tensor:
+def _noise(x0: Tensor, generator: Generator, *n: int) -> Tensor:
     """Standard normal, one (3, H, W), or n of them, for each image in turn: however the images are batched."""
     shape = (len(x0), *n, *x0.shape[1:])
     return torch.randn(shape, generator=generator, device=generator.device).to(x0)
@@ -62,7 +57,7 @@ def _noise(x0: Tensor, generator: torch.Generator, *n: int) -> Tensor:
 
 
 @_full_precision
-def loss(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, *, generator: torch.Generator) -> Tensor:
+def loss(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, *, generator: Generator) -> Tensor:
     """Minus the training loss at t, for one draw of the noise (Matsumoto et al. 2023, arXiv 2302.03262).
 
     A trained network predicts the noise on its own training images better. The noise comes from
@@ -168,9 +163,9 @@ def rediffuse(
     x0: Tensor,
     t: int,
     *,
+    generator: Generator,
     n: int = 6,
     stride: int = 50,
-    generator: torch.Generator,
 ) -> Tensor:
     """ReDiffuse: minus the squared L2 distance of an image to the mean of n variations (Li et al., arXiv 2405.20771).
 
@@ -189,7 +184,7 @@ def rediffuse(
 
 @_full_precision
 def gradient(
-    model: nn.Module, schedule: NoiseSchedule, x0: Tensor, t: int, *, generator: torch.Generator, chunk: int = 16
+    model: nn.Module, schedule: NoiseSchedule, x0: Tensor, t: int, *, generator: Generator, chunk: int = 16
 ) -> Tensor:
     """Minus the logarithm of the L2 norm of each image's gradient of the training loss, GSA's signal (Pang et al.).
 

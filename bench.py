@@ -58,7 +58,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def main() -> None:
-    parser = cli.plain_parser(__doc__.partition("\n")[0], "python bench.py --preset tiny --peers")
+    parser = cli.plain_parser(__doc__)
     parser.add_argument(
         "--preset", nargs="+", choices=MEMBERS, default=["tiny", "cifar10"], help="default: %(default)s"
     )

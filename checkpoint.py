@@ -295,6 +295,16 @@ def save_unfinished(run: Path, wanted: Checkpoint, parts: dict, step: int) -> No
     write_tensors(_unfinished(run, wanted.name), content | state)
 
 
+def begin(run: Path, wanted: Checkpoint, parts: dict, anew: bool) -> None:
+    """Save a training before its first step: a full disk shows now, and not in five minutes.
+
+    Where it is trained `anew`, the old snapshots go: what it was underway the last time says nothing about this one.
+    """
+    save_unfinished(run, wanted, parts, 0)
+    for snapshot in snapshots(run).values() if anew else []:
+        path_in(snapshot, wanted.name).unlink(missing_ok=True)
+
+
 def resume(run: Path, wanted: Checkpoint, parts: dict) -> int | None:
     """Load into `parts` what `save_unfinished` kept, and return its step; None where nothing was kept.
 

@@ -21,20 +21,21 @@ from unet import UNetConfig
 ATTACKS = ["loss", "sima", "pia", "secmi"]  # --attack's default: what takes minutes for a whole study on a laptop
 
 
-def plain_parser(description: str, example: str) -> argparse.ArgumentParser:
-    """An argument parser whose errors are one line, with the flag that all that computes takes."""
-    result = argparse.ArgumentParser(description=description, epilog=f"example: {example}")
+def plain_parser(doc: str) -> argparse.ArgumentParser:
+    """An argument parser that shows a script's docstring, and whose errors are one line; what computes has --device."""
+    result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.error = lambda message: fail(f"{message} (--help lists all flags)")
-    result.add_argument("--device", type=device, default="auto", help="cpu, cuda, mps (default: cuda if there is one)")
+    result.add_argument("--device", type=device, default="auto", help="cpu, cuda, mps (default: cuda, if there is one)")
     return result
 
 
-def parser(description: str, example: str, runs: str | None = None) -> argparse.ArgumentParser:
+def parser(doc: str, dataset: str = "cifar10", runs: str | None = None) -> argparse.ArgumentParser:
     """The same with the flags that every script about a run takes; with `runs` "+", --run names one or more."""
-    result = plain_parser(description, example)
-    result.add_argument("--dataset", choices=DATASETS, default="cifar10", help="default: %(default)s")
-    result.add_argument("--run", type=Path, nargs=runs, help="directory of the run's models (default: runs/DATASET)")
-    result.add_argument("--data-dir", help="where the images are, or are downloaded to (default: data/)")
+    result = plain_parser(doc)
+    which = result.add_argument_group("which images, which run")
+    which.add_argument("--dataset", choices=DATASETS, default=dataset, help="(default: %(default)s)")
+    which.add_argument("--data-dir", help="where the images are, or are downloaded to (default: data/)")
+    which.add_argument("--run", type=Path, nargs=runs, help="directory of the run's models (default: runs/DATASET)")
     return result
 
 

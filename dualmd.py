@@ -18,33 +18,31 @@ from torch import Tensor
 from tqdm import tqdm
 
 EpsModel = Callable[[Tensor, Tensor], Tensor]
+Time = int | Tensor  # a timestep for all images, or int64 (N,) with one an image
 
 
 # --- diffusion ---------------------------------------------------------------------------------
 
 
 class NoiseSchedule:
-    """DDPM's linear schedule: `beta` and `alpha_bar`, float64 tensors (T,) on the CPU.
-
-    Wherever a method takes `t`, it is an int, or an int64 tensor (N,) with one timestep an image.
-    """
+    """DDPM's linear schedule: `beta` and `alpha_bar`, float64 tensors (T,) on the CPU."""
 
     def __init__(self, T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02):
         self.T = T
         self.beta = torch.linspace(beta_1, beta_T, T, dtype=torch.float64)
         self.alpha_bar = torch.cumprod(1 - self.beta, dim=0)  # DDPM section 2
 
-    def add_noise(self, x0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
+    def add_noise(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
         """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps  (DDPM eq. 4)."""
         signal, noise = self._signal_and_noise(t, x0)
         return signal * x0 + noise * eps
 
-    def predict_x0(self, x_t: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
+    def predict_x0(self, x_t: Tensor, t: Time, eps: Tensor) -> Tensor:
         """x_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t)  (DDIM eq. 9)."""
         signal, noise = self._signal_and_noise(t, x_t)
         return (x_t - noise * eps) / signal
 
-    def predict_eps(self, x_t: Tensor, t: int | Tensor, x0: Tensor) -> Tensor:
+    def predict_eps(self, x_t: Tensor, t: Time, x0: Tensor) -> Tensor:
         """eps = (x_t - sqrt(alpha_bar_t) x_0) / sqrt(1 - alpha_bar_t): `predict_x0` solved for eps."""
         signal, noise = self._signal_and_noise(t, x_t)
         return (x_t - signal * x0) / noise
@@ -53,8 +51,8 @@ class NoiseSchedule:
         self,
         x: Tensor,
         eps: Tensor,
-        t: int | Tensor,
-        t_next: int | Tensor,
+        t: Time,
+        t_next: Time,
         eta: float = 0.0,
         z: Tensor | None = None,
         clip: bool = False,
@@ -90,7 +88,7 @@ class NoiseSchedule:
         mean = (x - beta / noise * eps) / (1 - beta) ** 0.5
         return mean + beta**0.5 * z if t > 0 else mean
 
-    def _signal_and_noise(self, t: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _signal_and_noise(self, t: Time, x: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), on x's device, shaped to multiply it."""
         signal, noise = self._tables(x.dtype, x.device)
         shape = (-1, 1, 1, 1) if isinstance(t, Tensor) and t.ndim else ()
@@ -163,28 +161,15 @@ def _ask(model_where: EpsModel, model_elsewhere: EpsModel, where: Tensor, x_t: T
 # --- sampling ----------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def sample(
-    eps_model: EpsModel,
-    schedule: NoiseSchedule,
-    shape: tuple[int, int, int, int],
-    *,
-    generator: torch.Generator,
-    method: str = "ddim",
-    stride: int = 10,
-    eta: float = 0.0,
-    device: torch.device | str = "cpu",
-    progress: bool = False,
+    eps_model: EpsModel, schedule: NoiseSchedule, shape: tuple, *, generator: torch.Generator, device="cpu", **how
 ) -> Tensor:
-    """Generate images (N, 3, H, W) in [-1, 1]: noise of `shape`, denoised.
+    """Generate images (N, 3, H, W) in [-1, 1]: noise of `shape`, denoised by `denoise`, which is told `how`.
 
-    method "ddim" visits every `stride`-th timestep down to 0, with DDIM's eta; "ddpm" is the
-    ancestral sampler, all T steps. Raises ValueError for any other method. All noise is drawn from
-    `generator`, on its device.
+    All noise is drawn from `generator`, on its device.
     """
-    t = schedule.T - 1 if method == "ddpm" else (schedule.T - 1) // stride * stride
     x = torch.randn(shape, generator=generator, device=generator.device).to(device)
-    return denoise(eps_model, schedule, x, t, generator, method=method, stride=stride, eta=eta, progress=progress)
+    return denoise(eps_model, schedule, x, generator=generator, **how)
 
 
 @torch.no_grad()
@@ -192,23 +177,24 @@ def denoise(
     eps_model: EpsModel,
     schedule: NoiseSchedule,
     x: Tensor,
-    t: int,
-    generator: torch.Generator | None = None,
+    t: int | None = None,
     *,
+    generator: torch.Generator | None = None,
     method: str = "ddim",
     stride: int = 10,
     eta: float = 0.0,
     progress: bool = False,
 ) -> Tensor:
-    """Denoise x (N, 3, H, W), which is as noisy as timestep t, to images in [-1, 1].
+    """Denoise x (N, 3, H, W), which is as noisy as timestep t, by default the last, to images in [-1, 1].
 
-    `sample` from half-way: timesteps t, t - stride, ... are visited, and the clean image is next
-    after the last. Deterministic DDIM, the default, needs no generator.
+    method "ddim" visits t, t - stride, ..., with DDIM's eta; the clean image is next after the last. By default it
+    starts at the last multiple of `stride`. "ddpm" is the ancestral sampler: every timestep. Raises ValueError for any
+    other method. Deterministic DDIM, the default, needs no generator.
     """
     if method not in ("ddim", "ddpm"):
         raise ValueError(f'method must be "ddim" or "ddpm", not {method!r}')
-    if method == "ddpm":
-        stride = 1
+    stride = 1 if method == "ddpm" else stride
+    t = (schedule.T - 1) // stride * stride if t is None else t
 
     def normal() -> Tensor:
         return torch.randn(x.shape, generator=generator, device=generator.device).to(x)

@@ -45,29 +45,27 @@ GRID = [50, 100, 150, 200, 250, 300]  # the adaptive attacker's choice; of DualM
 
 
 def main() -> None:
-    parser = cli.parser(__doc__.partition("\n")[0], "python evaluate.py --attack pia --dataset toy", runs="+")
-    parser.add_argument(
-        "--attack",
-        choices=[*attacks.HOLDS, "all"],
-        nargs="+",
-        help=f"one or more, or all of them (default: {' '.join(cli.ATTACKS)})",
-    )
-    parser.add_argument("--t", type=int, help="timestep of the published protocol (default: each attack's own)")
-    parser.add_argument("--grid", type=int, nargs="+", default=GRID, help="timesteps of the adaptive one: %(default)s")
-    parser.add_argument("--reference", type=Path, help="the attacker's own model (default: each run's reference.pt)")
-    instead = parser.add_mutually_exclusive_group()
+    parser = cli.parser(__doc__, runs="+")
+    what = parser.add_argument_group("membership inference")
+    named, default = "one or more, or all of them", " ".join(cli.ATTACKS)
+    what.add_argument("--attack", choices=[*attacks.HOLDS, "all"], nargs="+", help=f"{named} (default: {default})")
+    what.add_argument("--t", type=int, help="timestep of the published protocol (default: each attack's own)")
+    what.add_argument("--grid", type=int, nargs="+", default=GRID, help="of the adaptive one (default: %(default)s)")
+    what.add_argument("--reference", type=Path, help="the attacker's own model (default: each run's reference.pt)")
+    what.add_argument("--seed", type=cli.seed, default=0, help="of the attacker's noise (default: %(default)s)")
+    generated = parser.add_argument_group("what the models generate, or which there are")
+    instead = generated.add_mutually_exclusive_group()
     instead.add_argument("--memorization", action="store_true", help="generate images, and look for copies")
     instead.add_argument("--fid", action="store_true", help="generate images, and measure their quality")
     instead.add_argument("--list", action="store_true", help="show which models are in --run (default: runs/)")
-    fid.add_weights(parser)
-    parser.add_argument("--n", type=cli.natural, help="images to generate, a model (default: as many as members)")
+    fid.add_weights(generated)
+    generated.add_argument("--n", type=cli.natural, help="images to generate, a model (default: as many as members)")
     published = parser.add_argument_group("a model in pytorch-ddpm's format, as SecMI, PIA and SimA publish theirs")
     published.add_argument("--checkpoint", metavar="FILE", type=Path, help="judge it instead of a run's models")
     cli.add_member_split(published)
     published.add_argument("--members", type=cli.natural, help="judge it by so many of them (default: by all)")
     published.add_argument("--size", type=cli.natural, help="side of its images, in pixels (default: 32)")
     parser.add_argument("--batch", type=cli.natural, help="images at a time (default: 64, on a GPU 256)")
-    parser.add_argument("--seed", type=cli.seed, default=0, help="of the attacker's noise (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="directory to write into (default: the run's, or that of all runs)")
     parser.add_argument("--print-only", action="store_true", help="write neither table nor figures")
     args = parser.parse_args()

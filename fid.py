@@ -36,7 +36,7 @@ WEIGHTS = {
 
 
 def main() -> None:
-    parser = cli.plain_parser(__doc__.partition("\n")[0], "python fid.py samples/ photographs/")
+    parser = cli.plain_parser(__doc__)
     parser.add_argument("folders", metavar="DIR", type=Path, nargs=2, help="a folder of images, all of one size")
     add_weights(parser)
     parser.add_argument("--batch", type=cli.natural, default=64, help="images at a time (default: %(default)s)")

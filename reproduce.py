@@ -29,6 +29,9 @@ SIZES = {
     ("toy", "tiny"): (128, 200),
     ("cifar10", "tiny"): (112, 250),
 }
+DEFAULTS = [
+    f"(default: toy {toy}, cifar10 {real}, else the preset's)" for toy, real in zip(*SIZES.values(), strict=True)
+]
 CLEAR = "\r\033[K" if sys.stdout.isatty() else ""  # the progress bar in the line that is printed on
 
 
@@ -48,23 +51,20 @@ class Job:
 
 
 def main() -> None:
-    parser = cli.parser(__doc__.partition("\n")[0], "python reproduce.py --dataset cifar10 --seeds 3")
-    parser.set_defaults(dataset="toy")
-    parser.add_argument("--preset", help="as of train.py (default: tiny; for real images on a GPU, cifar10)")
-    parser.add_argument("--size", type=cli.natural, help="side of the images, in pixels (default: the preset's)")
-    parser.add_argument("--members", type=cli.natural, help="images of A and B together (default: see SIZES)")
-    cli.add_member_split(parser)
-    parser.add_argument("--epochs", type=cli.natural, help="of every training (default: see SIZES)")
-    parser.add_argument("--seeds", type=cli.natural, default=1, help="trainings of everything (default: %(default)s)")
-    parser.add_argument(
-        "--attack",
-        nargs="+",
-        default=cli.ATTACKS,
-        help=f"as of evaluate.py; all of them take long (default: {' '.join(cli.ATTACKS)})",
-    )
-    fid.add_weights(parser, default=None)
-    parser.add_argument("--n", type=cli.natural, help="images to generate, a model (default: as many as members)")
-    parser.add_argument("--snapshots", type=cli.natural, default=8, help="points of epochs.png (default: %(default)s)")
+    parser = cli.parser(__doc__, dataset="toy")
+    size = parser.add_argument_group("how large a study (train.py's flags)")
+    size.add_argument("--preset", help="tiny, small, cifar10 (default: tiny; for real images on a GPU, cifar10)")
+    size.add_argument("--size", type=cli.natural, help="side of the images, in pixels (default: the preset's)")
+    size.add_argument("--members", type=cli.natural, help=f"images of A and B together {DEFAULTS[0]}")
+    cli.add_member_split(size)
+    size.add_argument("--epochs", type=cli.natural, help=f"of every training {DEFAULTS[1]}")
+    size.add_argument("--seeds", type=cli.natural, default=1, help="trainings of everything (default: %(default)s)")
+    size.add_argument("--snapshots", type=cli.natural, default=8, help="points of epochs.png (default: %(default)s)")
+    judged = parser.add_argument_group("how it is judged (evaluate.py's flags)")
+    attack = f"or all, which take long (default: {' '.join(cli.ATTACKS)})"
+    judged.add_argument("--attack", nargs="+", default=cli.ATTACKS, help=attack)
+    fid.add_weights(judged, default=None)
+    judged.add_argument("--n", type=cli.natural, help="images to generate, a model (default: as many as members)")
     args = parser.parse_args()
 
     began = time.monotonic()

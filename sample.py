@@ -19,15 +19,17 @@ from files import BadInput, atomic_write
 
 
 def main() -> None:
-    parser = cli.parser(__doc__.partition("\n")[0], "python sample.py --model dual --dataset toy")
-    parser.add_argument("--model", choices=["dual", *checkpoint.NAMES], default="dual", help="default: %(default)s")
-    parser.add_argument("--n", type=cli.natural, default=64, help="images (default: %(default)s)")
-    parser.add_argument("--method", choices=["ddim", "ddpm"], default="ddim", help="sampler (default: %(default)s)")
-    parser.add_argument("--stride", type=cli.natural, default=10, help="of DDIM's timesteps (default: %(default)s)")
-    parser.add_argument("--eta", type=float, default=0.0, help="fresh noise in DDIM, 0 to 1 (default: %(default)s)")
-    parser.add_argument("--batch", type=cli.natural, default=256, help="images at a time (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="PNG to write (default: RUN/samples-MODEL.png)")
-    parser.add_argument("--seed", type=cli.seed, default=0, help="of the noise (default: %(default)s)")
+    parser = cli.parser(__doc__)
+    what = parser.add_argument_group("what to generate")
+    what.add_argument("--model", choices=["dual", *checkpoint.NAMES], default="dual", help="(default: %(default)s)")
+    what.add_argument("--n", type=cli.natural, default=64, help="images (default: %(default)s)")
+    what.add_argument("--seed", type=cli.seed, default=0, help="of the noise (default: %(default)s)")
+    what.add_argument("--out", type=Path, help="PNG to write (default: RUN/samples-MODEL.png)")
+    how = parser.add_argument_group("how")
+    how.add_argument("--method", choices=["ddim", "ddpm"], default="ddim", help="sampler (default: %(default)s)")
+    how.add_argument("--stride", type=cli.natural, default=10, help="of DDIM's timesteps (default: %(default)s)")
+    how.add_argument("--eta", type=float, default=0.0, help="fresh noise in DDIM, 0 to 1 (default: %(default)s)")
+    how.add_argument("--batch", type=cli.natural, default=256, help="images at a time (default: %(default)s)")
     args = parser.parse_args()
     run = cli.run_directory(args)
     if not 0 <= args.eta <= 1:

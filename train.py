@@ -1,16 +1,16 @@
 """Train one model of a run: half A's, half B's, the undefended one on all members, a student of A and B, a reference.
 
     python train.py --split A            python train.py --distill cross
-    torchrun --nproc_per_node=2 train.py --split A
+    torchrun --nproc_per_node=2 -- train.py --split A
 
 One step's randomness (which images, timesteps, noise, dropout) is a function of --seed, the model's
 name and the step, and of nothing else: the same seed gives the same weights, a training that was
 cut off goes on as if it had not been, and several processes compute together what one would alone.
 """
 
-import argparse
 import dataclasses
 import time
+from argparse import BooleanOptionalAction, Namespace
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -22,71 +22,50 @@ import checkpoint
 import cli
 import data
 import ranks
+from checkpoint import Checkpoint
 from dualmd import distill_targets, training_loss
 from files import BadInput, alone, require_writable
 from unet import Dropout, UNet, UNetConfig
 
+SMALL = UNetConfig(ch=32, mult=(1, 1, 2), attn=(), blocks=1, dropout=0.0, groups=8)
+QUICK = {"epochs": 600, "batch": 16, "lr": 1e-3, "warmup": 100, "ema": 0.99, "flip": False}
+LONG = {"epochs": 4096, "batch": 128, "lr": 2e-4, "warmup": 5000, "ema": 0.9999, "flip": True}
 PRESETS = {
     # Minutes on a laptop: small images, few enough to be learnt by heart. Four channels a group, as at the
     # paper's scale: with one, the norms hide from the network how noisy its input is, and PIA reads nothing.
-    "tiny": {
-        "unet": UNetConfig(ch=32, mult=(1, 1, 2), attn=(), blocks=1, dropout=0.0, groups=8),
-        "size": 16,
-        "members": 256,
-        "train": {"epochs": 600, "batch": 16, "lr": 1e-3, "warmup": 100, "ema": 0.99, "flip": False},
-    },
+    "tiny": {"unet": SMALL, "size": 16, "members": 256, "train": QUICK},
     # The same network on images of CIFAR-10's own size, and twice as many: hours on a laptop.
-    "small": {
-        "unet": UNetConfig(ch=32, mult=(1, 1, 2), attn=(), blocks=1, dropout=0.0, groups=8),
-        "size": 32,
-        "members": 512,
-        "train": {"epochs": 600, "batch": 16, "lr": 1e-3, "warmup": 100, "ema": 0.99, "flip": False},
-    },
+    "small": {"unet": SMALL, "size": 32, "members": 512, "train": QUICK},
     # The paper's scale: the network and training of DDPM, as SecMI and PIA attack it (800,000 steps).
-    "cifar10": {
-        "unet": UNetConfig(),
-        "size": 32,
-        "members": None,
-        "train": {"epochs": 4096, "batch": 128, "lr": 2e-4, "warmup": 5000, "ema": 0.9999, "flip": True},
-    },
+    "cifar10": {"unet": UNetConfig(), "size": 32, "members": None, "train": LONG},
 }
 
 
-def parse_args():
-    parser = cli.parser(__doc__.partition("\n")[0], "python train.py --split A --dataset toy")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "--split",
-        choices=["A", "B", "all", "reference"],
-        help="train on half A, half B, all members (undefended), or an attacker's own images",
+def parse_args() -> Namespace:
+    parser = cli.parser(__doc__)
+    which = parser.add_argument_group("which model").add_mutually_exclusive_group(required=True)
+    images = "of half A, half B, all members (the undefended model), or an attacker's own images"
+    which.add_argument("--split", choices=["A", "B", "all", "reference"], help=images)
+    teachers = "a student of A and B: of the one that never saw the image, or of their mean"
+    which.add_argument("--distill", choices=["cross", "average"], help=teachers)
+    size = parser.add_argument_group("how large (a student takes all but --epochs from its teachers)")
+    size.add_argument("--preset", choices=PRESETS, help="minutes, hours, days (default: cifar10 with a GPU, else tiny)")
+    size.add_argument("--size", type=cli.natural, help="side of the images, in pixels (default: the preset's)")
+    size.add_argument("--members", type=cli.natural, help="images of A and B together (default: the preset's)")
+    cli.add_member_split(size)
+    size.add_argument("--epochs", type=cli.natural, help="times that each image is seen (default: the preset's)")
+    size.add_argument("--seed", type=cli.seed, help="everything random hangs on it (default: 0)")
+    files = parser.add_argument_group("what is saved")
+    files.add_argument(
+        "--snapshots", type=cli.natural, default=1, help="of it to keep (default: %(default)s, the last)"
     )
-    which.add_argument("--distill", choices=["cross", "average"], help="train a student on the run's A and B")
-    parser.add_argument("--preset", choices=PRESETS, help="sizes and schedule (default: cifar10 with a GPU, else tiny)")
-    parser.add_argument("--size", type=cli.natural, help="side of the images, in pixels (default: the preset's)")
-    parser.add_argument("--members", type=cli.natural, help="images of A and B together (default: the preset's)")
-    cli.add_member_split(parser)
-    parser.add_argument("--epochs", type=cli.natural, help="times that each image is seen (default: the preset's)")
-    parser.add_argument("--seed", type=cli.seed, help="everything random hangs on it (default: 0)")
-    parser.add_argument(
-        "--snapshots",
-        type=cli.natural,
-        default=1,
-        metavar="N",
-        help="keep the model after each N-th of its epochs, too",
+    files.add_argument(
+        "--save-every", type=float, default=300, metavar="SECONDS", help="what a crash may cost (default: %(default)s)"
     )
-    parser.add_argument("--restart", action="store_true", help="begin anew, even if this model is trained already")
+    files.add_argument("--restart", action="store_true", help="begin anew, even if this model is trained already")
+    files.add_argument("--export", type=Path, metavar="FILE", help="write the model in pytorch-ddpm's format, too")
     parser.add_argument(
-        "--save-every",
-        type=float,
-        default=300,
-        metavar="SECONDS",
-        help="how much a crash may cost; Ctrl-C and SIGTERM cost nothing (default: %(default)s)",
-    )
-    parser.add_argument("--export", type=Path, metavar="FILE", help="write the model in pytorch-ddpm's format, too")
-    parser.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        help="with torch.compile (default: for long trainings on a GPU)",
+        "--compile", action=BooleanOptionalAction, help="(default: torch.compile for long trainings on a GPU)"
     )
     return parser.parse_args()
 
@@ -112,7 +91,7 @@ def main() -> None:
                 print(f"{args.export}: the same in pytorch-ddpm's format; {split}: its members and non-members")
 
 
-def wanted(args: argparse.Namespace, run: Path) -> tuple[checkpoint.Checkpoint, Tensor, list[UNet]]:
+def wanted(args: Namespace, run: Path) -> tuple[Checkpoint, Tensor, list[UNet]]:
     """The model that the flags ask for, as yet without weights; the dataset's images; a student's teachers, A and B."""
     name, device, teachers = args.split or f"distill-{args.distill}", args.device, []
     if args.distill:  # a student takes everything from its teachers
@@ -144,20 +123,13 @@ def wanted(args: argparse.Namespace, run: Path) -> tuple[checkpoint.Checkpoint, 
     settings["epochs"] = args.epochs or settings["epochs"]
     trained_on = checkpoint.images_of(name, split)
     if len(trained_on) == 0:
-        raise BadInput(
-            f"--split reference: all {len(split.nonmembers):,} images of the non-members' pool will be scored, "
-            "and none is left for a reference model: take fewer --members, for every model of the run"
-        )
-    return checkpoint.Checkpoint(name, dataset, split, trained_on, settings, config, weights={}), images, teachers
+        all_of_them = f"--split reference: all {len(split.nonmembers):,} non-members will be scored, and none is left"
+        raise BadInput(f"{all_of_them} for a reference model: take fewer --members, for every model of the run")
+    return Checkpoint(name, dataset, split, trained_on, settings, config, weights={}), images, teachers
 
 
 def train(
-    args: argparse.Namespace,
-    run: Path,
-    result: checkpoint.Checkpoint,
-    images: Tensor,
-    teachers: list[UNet],
-    signals: list[int],
+    args: Namespace, run: Path, result: Checkpoint, images: Tensor, teachers: list[UNet], signals: list[int]
 ) -> None:
     """Give `result` its weights, and save it in `run`; stop, but only after having saved, once there are `signals`."""
     name, settings, trained_on, device = result.name, result.settings, result.trained_on, args.device
@@ -179,14 +151,10 @@ def train(
     if step is None:
         step = 0
         if saves:
-            checkpoint.save_unfinished(run, result, parts, step)  # is there room? better now than in five minutes
-        if saves and args.restart:  # what it was underway the last time says nothing about this one
-            for snapshot in checkpoint.snapshots(run).values():
-                checkpoint.path_in(snapshot, name).unlink(missing_ok=True)
-
+            checkpoint.begin(run, result, parts, args.restart)
     snapshots = {settings["epochs"] * part // args.snapshots for part in range(1, args.snapshots)}  # after these epochs
 
-    def trained(epochs: int) -> checkpoint.Checkpoint:
+    def trained(epochs: int) -> Checkpoint:
         """The model as it is now: the very one that --epochs EPOCHS would have made."""
         weights = {key: value.cpu() for key, value in ema.state_dict().items()}
         return dataclasses.replace(result, settings=settings | {"epochs": epochs}, weights=weights)
@@ -203,10 +171,9 @@ def train(
     dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
     averages, weights = list(ema.parameters()), list(model.parameters())
     recent, saved, order, began = [], time.monotonic(), None, None
-    done = settings["epochs"] * len(trained_on) * step // steps
     total = settings["epochs"] * len(trained_on)
-    bar = tqdm(total=total, initial=done, desc=name, unit="img", smoothing=0.02, disable=not saves)
-    with bar:
+    begin = total * step // steps
+    with tqdm(total=total, initial=begin, desc=name, unit="img", smoothing=0.02, disable=not saves) as bar:
         while step < steps:
             epoch, position = divmod(step, steps_an_epoch)
             if position == 0 or order is None:

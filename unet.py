@@ -6,6 +6,7 @@ model, 35.7 million parameters. A smaller one differs only in its configuration.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -42,28 +43,26 @@ class UNet(nn.Module):
         )
         self.head = nn.Conv2d(3, ch, 3, padding=1)
 
-        def block(ch_in: int, ch_out: int, attn: bool) -> ResBlock:
-            return ResBlock(ch_in, ch_out, temb_ch, config, attn)
-
+        block = partial(ResBlock, temb_ch=temb_ch, config=config)
         self.downblocks = nn.ModuleList()
         skips = [ch]  # channels of each activation that the way up will concatenate
         for level in levels:
             for _ in range(config.blocks):
                 ch_out = config.ch * config.mult[level]
-                self.downblocks.append(block(ch, ch_out, level in config.attn))
+                self.downblocks.append(block(ch, ch_out, attn=level in config.attn))
                 ch = ch_out
                 skips.append(ch)
             if level != levels[-1]:
                 self.downblocks.append(DownSample(ch))
                 skips.append(ch)
 
-        self.middleblocks = nn.ModuleList([block(ch, ch, True), block(ch, ch, False)])
+        self.middleblocks = nn.ModuleList([block(ch, ch, attn=True), block(ch, ch, attn=False)])
 
         self.upblocks = nn.ModuleList()
         for level in reversed(levels):
             for _ in range(config.blocks + 1):
                 ch_out = config.ch * config.mult[level]
-                self.upblocks.append(block(skips.pop() + ch, ch_out, level in config.attn))
+                self.upblocks.append(block(skips.pop() + ch, ch_out, attn=level in config.attn))
                 ch = ch_out
             if level != 0:
                 self.upblocks.append(UpSample(ch))

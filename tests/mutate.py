@@ -1,0 +1,261 @@
+"""How many small errors in the code do the tests notice? Each is made, one at a time, and the tests are run on it.
+
+    python tests/mutate.py > results/mutation.json        python tests/mutate.py dualmd.py:DualMD
+
+Errors are of the kinds that are made in such code: a sign, an off-by-one, t - 1 for t, a root or a square left out, A for
+B, members for non-members, a condition turned round. An error that no test notices is named, and either gets a test or
+an entry in EQUIVALENT, which says why nobody could notice it.
+"""
+
+import ast
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib  # noqa: F401  what takes long to import is imported once, and then forked
+import numpy  # noqa: F401
+import PIL.Image  # noqa: F401
+import pytest
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 120  # for a mutant's tests, which take a few seconds; whoever takes longer has been noticed
+
+# what is mutated (all of a file, or some of what is in it), and the tests that are run on it
+TARGETS = {
+    "dualmd.py": ["test_grading.py", "test_dualmd.py", "test_attacks.py"],
+    "attacks.py": ["test_grading.py", "test_attacks.py"],
+    "data.py:Split index_split _read_published_split": ["test_grading.py", "test_data.py"],
+}
+
+EQUIVALENT: dict[str, str] = {}
+
+SWAPS = {
+    one: other
+    for pair in (
+        "model_a model_b,teacher_a teacher_b,members nonmembers,pool nonmembers,signal noise,signal_next noise_next,t t_next,"
+        "x0 eps,low high,model_where model_elsewhere,where elsewhere,scores reference,up back,now then,x others,first second"
+    ).split(",")
+    for one, other in (pair.split(), pair.split()[::-1])
+}
+OPERATORS = {"+": "-", "-": "+", "*": "/", "/": "*", "//": "%", "%": "//", "**": "*"}
+COMPARISONS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "in": "not in", "is": "is not"}
+METHODS = {"mean": "sum", "sum": "mean", "amax": "amin", "zeros": "ones", "ones": "zeros", "zeros_like": "ones_like"}
+DROPPED = {"sqrt", "square", "abs", "log", "clamp", "round", "flatten", "pow", "cumprod"}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    file: str
+    function: str
+    line: int
+    old: str
+    new: str
+    source: str  # of the whole file
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.function}: {self.old} -> {self.new}"
+
+
+# --- making them --------------------------------------------------------------------------------
+
+
+def mutants(file: str, names: list[str]) -> list[Mutant]:
+    source = (ROOT / file).read_text()
+    lines = source.splitlines(keepends=True)
+    starts = [sum(map(len, lines[:i])) for i in range(len(lines))]
+    found = []
+
+    def visit(node: ast.AST, function: str, known: frozenset[str]) -> None:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            function = f"{function}.{node.name}".lstrip(".")
+            known |= {child.arg for child in ast.walk(node) if isinstance(child, ast.arg)}
+            known |= {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
+            for decorator in node.decorator_list:
+                if ast.unparse(decorator) in ("torch.no_grad()", "_full_precision"):
+                    begin, end = starts[decorator.lineno - 1], starts[decorator.lineno]
+                    without = source[:begin] + source[end:]
+                    found.append(Mutant(file, function, decorator.lineno, f"@{ast.unparse(decorator)}", "", without))
+            for child in [*node.body, *(node.args.defaults + node.args.kw_defaults if hasattr(node, "args") else [])]:
+                if child is not None and not (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)):
+                    visit(child, function, known)
+            return
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.Raise | ast.JoinedStr):
+            return
+        for old, new in changes(node, known):
+            begin = starts[node.lineno - 1] + len(lines[node.lineno - 1].encode()[: node.col_offset].decode())
+            last = lines[node.end_lineno - 1]
+            end = starts[node.end_lineno - 1] + len(last.encode()[: node.end_col_offset].decode())
+            bracketed = new if isinstance(node, ast.If) else f"({new})"
+            found.append(
+                Mutant(file, function or "module", node.lineno, old, new, source[:begin] + bracketed + source[end:])
+            )
+        for child in ast.iter_child_nodes(node):
+            if not isinstance(node, ast.AnnAssign) or child is not node.annotation:
+                visit(child, function, known)
+
+    for node in ast.parse(source).body:
+        if not names or getattr(node, "name", None) in names:
+            visit(node, "", frozenset())
+    return [mutant for mutant in found if parses(mutant.source)]
+
+
+def parses(source: str) -> bool:
+    try:
+        ast.parse(source)
+    except SyntaxError:
+        return False
+    return True
+
+
+def changes(node: ast.AST, known: frozenset[str]) -> list[tuple[str, str]]:
+    """What this could be by mistake, where these names are `known`: (old, new) source."""
+    old, found = ast.unparse(node), []
+
+    def to(new: str) -> None:
+        found.append((old, new))
+
+    match node:
+        case ast.BinOp(left, op, right):
+            symbol = ast.unparse(ast.BinOp(ast.Name("a"), op, ast.Name("b")))[2:-2]
+            left, right = f"({ast.unparse(left)})", f"({ast.unparse(right)})"
+            if symbol in OPERATORS:
+                to(f"{left} {OPERATORS[symbol]} {right}")
+            if symbol == "**":
+                to(left)
+        case ast.UnaryOp(ast.USub() | ast.Invert() | ast.Not(), operand):
+            to(ast.unparse(operand))
+        case ast.Compare(left, [op], [right]):
+            symbol = ast.unparse(ast.Compare(ast.Name("a"), [op], [ast.Name("b")]))[2:-2]
+            if symbol in COMPARISONS:
+                to(f"{ast.unparse(left)} {COMPARISONS[symbol]} {ast.unparse(right)}")
+        case ast.Compare(left, [first, second], [middle, right]):
+            for which, op in enumerate((first, second)):
+                symbol = ast.unparse(ast.Compare(ast.Name("a"), [op], [ast.Name("b")]))[2:-2]
+                symbols = [ast.unparse(ast.Compare(ast.Name("a"), [o], [ast.Name("b")]))[2:-2] for o in (first, second)]
+                symbols[which] = COMPARISONS[symbol]
+                parts = (ast.unparse(part) for part in (left, middle, right))
+                to(
+                    "{} {} {} {} {}".format(
+                        *(x for pair in zip(parts, [*symbols, ""], strict=True) for x in pair)
+                    ).strip()
+                )
+        case ast.BoolOp(op, values):
+            to((" or " if isinstance(op, ast.And) else " and ").join(f"({ast.unparse(value)})" for value in values))
+        case ast.Constant(bool() as value):
+            to(str(not value))
+        case ast.Constant(int() | float() as value):
+            to(repr(value + 1) if isinstance(value, int) else repr(2 * value or 1.0))
+            if isinstance(value, int):
+                to(repr(value - 1))
+        case ast.Constant("A" | "B" as value):
+            to(repr("AB".replace(value, "")))
+        case ast.Name(name, ast.Load()):
+            if SWAPS.get(name) in known:
+                to(SWAPS[name])
+            if name in ("t", "now", "s", "t_next"):
+                to(f"{name} - 1")
+        case ast.Attribute(value, "model_a" | "model_b" as name):
+            to(f"{ast.unparse(value)}.{SWAPS[name]}")
+        case ast.Call(ast.Attribute(value, name), arguments):
+            if name in METHODS:
+                to(f"{ast.unparse(value)}.{METHODS[name]}{old[len(ast.unparse(node.func)) :]}")
+            if name in DROPPED:
+                to(ast.unparse(arguments[0]) if ast.unparse(value) in ("torch", "np") else ast.unparse(value))
+        case ast.IfExp(test, body, orelse):
+            to(f"{ast.unparse(orelse)} if {ast.unparse(test)} else {ast.unparse(body)}")
+        case ast.If(test, body, orelse):
+            for always in ("True", "False"):
+                changed = ast.unparse(ast.If(ast.parse(always, mode="eval").body, body, orelse))
+                indent = " " * node.col_offset
+                found.append((f"if {ast.unparse(test)}", changed.replace("\n", "\n" + indent)))
+    return found
+
+
+# --- killing them -------------------------------------------------------------------------------
+
+
+def survives(mutant: Mutant, tests: list[str], copy: Path) -> bool:
+    """Do all the tests pass? They are run in a fork of this process, on a copy of the project that holds the mutant."""
+    path = copy / mutant.file
+    original = path.read_text()
+    path.write_text(mutant.source)
+    try:
+        child = os.fork()
+        if child == 0:
+            os.chdir(copy)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1), os.dup2(null, 2)
+            options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+            os._exit(int(pytest.main([*options, *(f"tests/{test}" for test in tests)]) != 0))
+        began = time.monotonic()
+        while time.monotonic() - began < SECONDS:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return status == 0
+            time.sleep(0.02)
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        return False
+    finally:
+        path.write_text(original)
+
+
+def main() -> None:
+    sys.dont_write_bytecode = True
+    torch.set_num_threads(1)
+    wanted = {
+        word: next(t for key, t in TARGETS.items() if key.startswith(word.split(":")[0])) for word in sys.argv[1:]
+    }
+    todo = []
+    for target, tests in (wanted or TARGETS).items():
+        file, _, names = target.partition(":")
+        todo += [(mutant, tests) for mutant in mutants(file, names.split())]
+    lanes = os.cpu_count()
+    with tempfile.TemporaryDirectory() as folder:
+        copies = [Path(folder) / f"lane-{i}" for i in range(lanes)]
+        for copy in copies:
+            (copy / "tests").mkdir(parents=True)
+            for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml", *ROOT.glob("tests/*.py")):
+                shutil.copy(path, copy / path.relative_to(ROOT))
+        if (ROOT.parent / "shared").exists():
+            (Path(folder) / "shared").symlink_to(ROOT.parent / "shared")
+        for file, tests in {mutant.file: tests for mutant, tests in todo}.items():
+            whole = Mutant(file, "", 0, "", "", (ROOT / file).read_text())
+            assert survives(whole, tests, copies[0]), f"the tests of {file} fail on the file as it is"
+        alive = []
+        with tqdm(total=len(todo), unit="mutant", smoothing=0) as bar:
+
+            def lane(i: int) -> None:
+                for mutant, tests in todo[i::lanes]:
+                    if survives(mutant, tests, copies[i]):
+                        alive.append(mutant)
+                        if str(mutant) not in EQUIVALENT:
+                            bar.write(f"{mutant.file}:{mutant.line} {mutant}", file=sys.stderr)
+                    bar.update()
+
+            with ThreadPoolExecutor(lanes) as pool:
+                list(pool.map(lane, range(lanes)))
+    equivalent = [mutant for mutant in alive if str(mutant) in EQUIVALENT]
+    killed, real = len(todo) - len(alive), len(todo) - len(equivalent)
+    report = {"mutants": len(todo), "equivalent": len(equivalent), "killed": killed, "score": round(killed / real, 4)}
+    for target in wanted or TARGETS:
+        file = target.partition(":")[0]
+        its = [mutant for mutant, _ in todo if mutant.file == file]
+        lived = [mutant for mutant in alive if mutant.file == file]
+        same = [mutant for mutant in lived if mutant in equivalent]
+        report[target] = {"mutants": len(its), "equivalent": len(same), "killed": len(its) - len(lived)}
+    report["survivors"] = sorted(str(mutant) for mutant in alive if mutant not in equivalent)
+    report["equivalents"] = {str(mutant): EQUIVALENT[str(mutant)] for mutant in equivalent}
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -101,7 +101,6 @@ def _pia(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, eps0:
     return -error.abs().pow(p).flatten(1).sum(1)
 
 
-@_full_precision
 def secmi(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, *, stride: int = 10) -> Tensor:
     """SecMI-stat: minus the t-error (Duan et al. 2023, arXiv 2302.01316, eq. 9).
 

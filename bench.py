@@ -11,6 +11,7 @@ is compared is measured in turns, each time in a process of its own.
 """
 
 import importlib.util
+import inspect
 import itertools
 import json
 import multiprocessing
@@ -186,8 +187,9 @@ def rate_of(what: str, config: UNetConfig, size: int, device: torch.device, seco
         steps = 4  # of STEPS
         each = lambda: denoise(model, schedule, x, 10 * (steps - 1))  # noqa: E731
         return repeated(each, n, device, seconds) * steps / STEPS
-    more = {"generator": torch.Generator()} if what in ("loss", "rediffuse", "gradient") else {}
-    return repeated(lambda: getattr(attacks, what)(model, schedule, x, T, **more), n, device, seconds)
+    attack = getattr(attacks, what)
+    more = {"generator": torch.Generator()} if "generator" in inspect.signature(attack).parameters else {}
+    return repeated(lambda: attack(model, schedule, x, T, **more), n, device, seconds)
 
 
 def peer_rate(

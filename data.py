@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from files import BadInput, alone, atomic_write, digest_of, download, in_a_line
 
-DATASETS = ("cifar10", "cifar100", "stl10", "tiny-imagenet", "folder", "toy")
 LARGEST_SIZE = 1024  # pixels a side
 LARGEST_FILE = 2**28  # bytes of an image, or of a split
 
@@ -336,6 +335,7 @@ SOURCES = {
         )
     ],
 }
+DATASETS = (*SOURCES, "folder", "toy")
 
 
 # --- folders of images -------------------------------------------------------------------------

@@ -205,4 +205,4 @@ def denoise(
             x = schedule.ddpm_step(x, eps, now, normal(), clip=True)
         else:
             x = schedule.ddim_step(x, eps, now, max(now - stride, -1), eta, normal() if eta else None, clip=True)
-    return x.clamp(-1, 1)
+    return x

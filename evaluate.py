@@ -39,8 +39,7 @@ from memorization import is_copy, nearest
 from targets import GENERATING, RULES, TARGETS, Training, require_comparable
 
 # the timesteps at which SecMI's and PIA's authors attack CIFAR-10, and ReDiffuse's; the others, where PIA does
-PUBLISHED_T = {"loss": 200, "sima": 200, "pia": 200, "pian": 200, "secmi": 100, "secmi_nn": 100, "rediffuse": 200}
-PUBLISHED_T |= {"gradient": 200}
+PUBLISHED_T = dict.fromkeys(attacks.HOLDS, 200) | {"secmi": 100, "secmi_nn": 100}
 GRID = [50, 100, 150, 200, 250, 300]  # the adaptive attacker's choice; of DualMD, A and B answer at three each
 
 

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import hashlib
+import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -253,7 +254,7 @@ def attack_scores(
         for t in ts:
             function = attacks.round_trip if attack == "secmi_nn" else getattr(attacks, attack)
             calls[attack, t] = functools.partial(function, t=t)
-            if attack in ("loss", "rediffuse", "gradient"):
+            if "generator" in inspect.signature(function).parameters:
                 generator = torch.Generator().manual_seed(cli.seed_for(args.seed, "attack", attack, t))
                 calls[attack, t].keywords["generator"] = generator
     parts = {call: [] for call in calls}

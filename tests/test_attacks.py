@@ -1,5 +1,6 @@
 """Each score against its formula, worked out once more in numpy and float64, as the published code computes it."""
 
+import inspect
 import itertools
 import math
 
@@ -109,8 +110,11 @@ def test_sima(kwargs, p):
     assert spy.timesteps == [150] and torch.equal(spy.asked[0][0], X0), "one query, of the image as it is"
 
 
-@pytest.mark.parametrize("t, n, stride, visited", [(100, 3, 50, [100, 50, 0]), (30, 1, 10, [30, 20, 10, 0])])
-def test_rediffuse(t, n, stride, visited):
+@pytest.mark.parametrize(
+    "t, n, visited, kwargs",
+    [(100, 6, [100, 50, 0], {}), (100, 3, [100, 50, 0], {"n": 3}), (30, 1, [30, 20, 10, 0], {"n": 1, "stride": 10})],
+)
+def test_rediffuse(t, n, visited, kwargs):
     """DDIM from t down to the clean image, as the sampler does it: the image in each step clipped, eps kept."""
     eps = torch.randn((3, n, *X0.shape[1:]), generator=generator()).double().numpy()
     variations = []
@@ -123,7 +127,7 @@ def test_rediffuse(t, n, stride, visited):
         variations.append(np.clip(x, -1, 1))
     expected = -((np.mean(variations, axis=0) - X0.double().numpy()) ** 2).reshape(3, -1).sum(1)
     spy = model()
-    close(attacks.rediffuse(spy, SCHEDULE, X0, t, n=n, stride=stride, generator=generator()), expected, 1e-4)
+    close(attacks.rediffuse(spy, SCHEDULE, X0, t, generator=generator(), **kwargs), expected, 1e-4)
     assert spy.timesteps == visited * n
 
 
@@ -146,8 +150,9 @@ def test_gradients_are_those_of_one_image_at_a_time():
 
 
 def run(name, eps_model, x0, t=100):
-    kwargs = {"generator": generator()} if name in ("loss", "rediffuse", "gradient") else {}
-    return getattr(attacks, name)(eps_model, SCHEDULE, x0, t, **kwargs)
+    attack = getattr(attacks, name)
+    kwargs = {"generator": generator()} if "generator" in inspect.signature(attack).parameters else {}
+    return attack(eps_model, SCHEDULE, x0, t, **kwargs)
 
 
 ALL = [name for name in attacks.HOLDS if name != "secmi_nn"] + ["round_trip"]
@@ -168,7 +173,8 @@ class Sine(torch.nn.Module):
         self.weight, self.inside = torch.nn.Parameter(torch.ones(())), []
 
     def forward(self, x, t):
-        self.inside.append((torch.is_autocast_enabled("cpu"), torch.backends.cudnn.allow_tf32, x.dtype))
+        cudnn = torch.backends.cudnn
+        self.inside.append((torch.is_autocast_enabled("cpu"), cudnn.allow_tf32, cudnn.enabled, x.dtype))
         return self.weight * torch.sin(x)
 
 
@@ -178,7 +184,7 @@ def test_scores_are_float32_and_keep_no_gradient(name):
     network = Sine()
     with torch.autocast("cpu", torch.bfloat16):
         score = run(name, network, X0)
-    assert set(network.inside) == {(False, False, torch.float32)} and not score.requires_grad
+    assert set(network.inside) == {(False, False, True, torch.float32)} and not score.requires_grad
     assert torch.backends.cudnn.enabled and torch.backends.cudnn.allow_tf32, "afterwards all is as it was"
 
 
@@ -247,6 +253,37 @@ def test_a_model_that_saw_neither_gives_nothing_away(name):
 def test_a_network_learns_what_a_planted_model_gives_away():
     assert auc(learnt_scores(run("round_trip", ByHeart(MEMBERS), BOTH)), 32) == 1
     assert 0.3 < auc(learnt_scores(run("round_trip", ByHeart(UNSEEN), BOTH)), 32) < 0.7
+
+
+def test_secmi_nn_once_more():
+    """Its sizes, its schedule and its numbers, written down a second time."""
+    errors, is_member = torch.randn(40, 4, 9, 9, generator=generator()), torch.arange(40) % 3 == 0
+    errors[0, 0, :3], errors[30, 1, :3] = 0, 1e-9
+    mine, others = errors[:30], errors[30:]
+    log = mine.abs().clamp(min=1e-8).log()
+    mean, std = (f(log, dim=(0, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
+    x, y = (log - mean) / std, (others.abs().clamp(min=1e-8).log() - mean) / std
+    state = torch.get_rng_state()
+    score = attacks.secmi_nn(mine, is_member[:30], others, steps=30, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(5)
+    layers = torch.nn.Conv2d(4, 16, 3), torch.nn.Conv2d(16, 32, 3), torch.nn.Linear(32, 1)
+    weights = [weight for layer in layers for weight in layer.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=0.003, weight_decay=0.1)
+
+    def network(x):
+        h = torch.nn.functional.avg_pool2d(torch.conv2d(x, *weights[:2], padding=1).relu(), 2)
+        return torch.conv2d(h, *weights[2:4], padding=1).relu().mean((2, 3)) @ weights[4][0] + weights[5]
+
+    for _ in range(30):
+        rows = torch.randint(30, (64,))
+        signs = 2 * is_member[rows].float() - 1
+        loss = torch.log1p(torch.exp(-signs * network(x[rows]))).mean()
+        for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            weight.grad = slope
+        optimizer.step()
+    torch.testing.assert_close(score, network(y).detach(), rtol=1e-3, atol=1e-4)
+    assert not score.requires_grad and attacks.secmi_nn.__kwdefaults__ == {"steps": 300, "seed": 0}
 
 
 def test_a_network_learns_from_its_own_half_alone():

@@ -46,6 +46,7 @@ def test_sampling_takes_as_many_steps_as_is_said():
     assert len(spy.asked) == bench.PASSES["sampling"]
 
 
+@pytest.mark.slow
 def test_a_number_of_every_kind(monkeypatch, capsys):
     """train.py itself in its processes, an attack and this network trained plainly, each apart."""
     monkeypatch.setattr(bench, "PASSES", {"pia": 2})

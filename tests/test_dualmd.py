@@ -89,6 +89,12 @@ def test_ddim_step_with_noise(t, t_next, eta):
     torch.testing.assert_close(NoiseSchedule().ddim_step(x, eps, t, t_next, eta, z), expected)
 
 
+def test_rounding_leaves_no_root_of_a_negative_number():
+    """From 999 to 0 with eta = 1, sigma^2 is all of 1 - alpha_bar_next, and in float32 a little more."""
+    x, eps, z = (images(seed=seed).float() for seed in (1, 2, 3))
+    assert NoiseSchedule().ddim_step(x, eps, 999, 0, 1.0, z).isfinite().all()
+
+
 def test_inversion_and_its_inverse():
     schedule, x, eps = NoiseSchedule(), images(seed=1), images(seed=2)
     up = schedule.ddim_step(x, eps, 40, 50)
@@ -192,6 +198,16 @@ def test_sampling_clips_the_image_at_every_step(method):
     assert x.abs().max() == 1
 
 
+def test_sampling_keeps_no_gradient_and_shows_a_bar_if_asked(capsys):
+    weight = torch.ones((), requires_grad=True)
+    for how in ({}, {"method": "ddpm"}):
+        x = sample(lambda x, t: weight * x, NoiseSchedule(T=20), (1, 3, 2, 2), generator=generator(), **how)
+        assert not x.requires_grad
+    assert capsys.readouterr().err == ""
+    sample(Spy(), NoiseSchedule(T=20), (1, 3, 2, 2), generator=generator(), progress=True)
+    assert "sampling" in capsys.readouterr().err
+
+
 def test_sampling_is_seeded_and_strict():
     model, schedule = Spy(), NoiseSchedule()
     one, same, other = (sample(model, schedule, (1, 3, 2, 2), generator=generator(seed), eta=0.5) for seed in (1, 1, 2))
@@ -238,6 +254,7 @@ def test_average_targets():
     a, b = two_models()
     targets = distill_targets(a, b, images(), torch.tensor([1, 2, 3, 4]), IN_A, "average")
     assert (targets == 1.5).all()
+    assert a.asked[0][1].tolist() == b.asked[0][1].tolist() == [1, 2, 3, 4]
     assert len(a.asked) == len(b.asked) == 1 and len(a.asked[0][0]) == len(b.asked[0][0]) == 4
 
 

@@ -73,6 +73,7 @@ def scaled(scores):
     return (scores - centre) / (high - low)
 
 
+@pytest.mark.slow
 def test_each_target_is_attacked_through_its_own_models(tmp_path, monkeypatch, small):
     """Every published AUC once more, straight from attacks.py and the checkpoints, without and with a reference."""
     split = make_run(tmp_path, small)
@@ -301,6 +302,7 @@ def test_half_a_run(tmp_path, small):
     ]
 
 
+@pytest.mark.slow
 def test_what_is_written(tmp_path, monkeypatch, small, capsys):
     runs = [tmp_path / "seed-0", tmp_path / "seed-1"]
     for seed, run in enumerate(runs):

@@ -183,6 +183,7 @@ def test_distance_in_one_dimension_is_the_formula():
     assert fid.frechet_distance(*one, torch.tensor([1.0]), torch.tensor([[0.0]])) == pytest.approx(4 + 4)
 
 
+@pytest.mark.slow
 def test_distance_of_many_features_and_few_images():
     """As many features as Inception's, of 60 images: what the distance is follows from 60 x 60 matrices alone."""
     random = np.random.RandomState(1)
@@ -227,6 +228,7 @@ def photographs(folder, n, size=(12, 10), seed=0):
     return folder
 
 
+@pytest.mark.slow
 def test_fid_of_two_folders(tmp_path, monkeypatch, capsys, weights):
     a, b = photographs(tmp_path / "a", 5), photographs(tmp_path / "b", 4, seed=1)
     (a / "notes.txt").write_text("no image")
@@ -257,6 +259,7 @@ def test_images_come_in_order_and_from_every_mode(tmp_path):
     assert torch.equal(c, b[:1].expand(3, -1, -1))
 
 
+@pytest.mark.slow
 def test_refusals(tmp_path, monkeypatch, capsys, weights):
     two, one = photographs(tmp_path / "two", 2), photographs(tmp_path / "one", 1)
     mixed, broken = photographs(tmp_path / "mixed", 3), photographs(tmp_path / "broken", 3)

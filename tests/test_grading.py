@@ -272,7 +272,7 @@ class TestExercise5:
     def test_without_noise_it_is_the_mean_of_equation_11(self):
         for t in (1, 500, 999):
             check(
-                f"(x - beta_t / sqrt(1 - alpha_bar_t) eps) / sqrt(1 - beta_t) at t = {t}, for x = 0.5, eps = -0.3, z = 0",
+                f"(x - beta_t / sqrt(1 - alpha_bar_t) eps) / sqrt(1 - beta_t) at t = {t} for x = 0.5, eps = -0.3",
                 [ddpm(0.5, -0.3, t)],
                 lambda t=t: firsts(NoiseSchedule().ddpm_step(numbers(0.5), numbers(-0.3), t, numbers(0.0))),
                 {

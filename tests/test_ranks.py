@@ -68,6 +68,7 @@ def ended(tmp_path_factory):
     return folder, {name: (*process.communicate(timeout=300), process.returncode) for name, process in started.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", ["2", "3"])
 def test_however_many_processes_train_the_same_model(ended, processes):
     folder, outcomes = ended
@@ -81,11 +82,13 @@ def test_however_many_processes_train_the_same_model(ended, processes):
     assert float(losses[0]) == pytest.approx(float(losses[1]), abs=2e-4), "one loss, that of the whole batch"
 
 
+@pytest.mark.slow
 def test_each_learns_the_noise_of_its_own_images(ended):
     losses = [re.findall(r"loss=([\d.]+)", ended[1][name][1])[-1] for name in ("all-1", "all-2")]
     assert float(losses[0]) == pytest.approx(float(losses[1]), abs=2e-4)
 
 
+@pytest.mark.slow
 def test_rank_0_alone_prints_and_saves(ended):
     folder, outcomes = ended
     assert outcomes["2"][0].count("distill-cross.pt: 18 images, 6 steps") == 1
@@ -93,6 +96,7 @@ def test_rank_0_alone_prints_and_saves(ended):
     assert [outcomes[name][1].count("distill-cross:   0%") for name in "12"] == [1, 1], "one progress bar"
 
 
+@pytest.mark.slow
 def test_one_that_dies_ends_all_with_its_message(ended):
     folder, outcomes = ended
     output, errors, status = outcomes["broken"]

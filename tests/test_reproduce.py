@@ -193,6 +193,7 @@ def test_a_failure_stops_the_others(tmp_path):
         reproduce.run_all([lazy(makes=[tmp_path / "nothing"])], cores=1, on_cpu=True)
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_goes_on_to_the_same_numbers(tmp_path):
     """The whole study on the toy data, at a size that says nothing, straight and with Ctrl-C half-way."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest in a shell's background would be deaf to it

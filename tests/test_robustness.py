@@ -7,11 +7,13 @@ import stress
 from conftest import ROOT
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_at_the_very_same_weights(tmp_path):
     found = stress.kill(tmp_path, kills=2, seconds=4)
     assert found["wrong"] == [] and found["kills"] == 2 and max(found["at_step"]) > 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_nothing(tmp_path):
     found = stress.fill_disk(tmp_path)
     if "skipped" in found:
@@ -19,6 +21,7 @@ def test_a_full_disk_costs_nothing(tmp_path):
     assert found["wrong"] == []
 
 
+@pytest.mark.slow
 def test_damaged_files_are_taken_or_refused_in_a_line(tmp_path):
     found = stress.damage(tmp_path, mutations=100)
     assert found["wrong"] == []

@@ -678,6 +678,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.slow
 def test_refusals(tmp_path):
     scene(tmp_path)
     before = tree(tmp_path)
@@ -716,6 +717,7 @@ def trained(real_images, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_defence_defends(trained):
     result = run("evaluate.py", "--attack", "pia", "loss", cwd=trained)
     assert result.returncode == 0, result.stderr
@@ -734,12 +736,14 @@ def test_the_defence_defends(trained):
         assert auc["DistillMD cross", "loss", p] < 0.7
 
 
+@pytest.mark.slow
 def test_samples_are_a_picture(trained):
     result = run("sample.py", "--model", "dual", "--n", 5, cwd=trained)
     assert result.returncode == 0, result.stderr
     assert Image.open(trained / "runs" / "cifar10" / "samples-dual.png").size == (192, 128)
 
 
+@pytest.mark.slow
 def test_one_half_alone_is_attacked_on_its_own_images(trained):
     for name in ("B", "all", "distill-cross"):
         (trained / "runs" / "cifar10" / f"{name}.pt").unlink()
@@ -748,6 +752,7 @@ def test_one_half_alone_is_attacked_on_its_own_images(trained):
     assert float(row[1]) > 0.8, "A is attacked on its own 16 images"
 
 
+@pytest.mark.slow
 def test_the_whole_story_on_another_dataset(tmp_path):
     """Drawn images as STL-10 stores its photographs: every script finds them, and reads the same."""
     drawn = data.toy(96, 0)

@@ -37,7 +37,37 @@ TARGETS = {
     "train.py:main wanted train": ["test_scripts.py"],
 }
 
-EQUIVALENT: dict[str, str] = {}
+ALIKE = "both have the same shape, type and device, and nothing else is asked of it"
+COLUMN = "there is one column"
+TENSOR = "only asked whether it is a tensor, of how many dimensions"
+GPU = "only a GPU goes there"
+EQUIVALENT = {
+    "dualmd.py:NoiseSchedule.__init__: 0 -> -1": "there is one dimension",
+    "dualmd.py:NoiseSchedule.add_noise: x0 -> eps": ALIKE,
+    "dualmd.py:NoiseSchedule.predict_x0: x_t -> eps": ALIKE,
+    "dualmd.py:NoiseSchedule._signal_and_noise: t -> t - 1": TENSOR,
+    "dualmd.py:NoiseSchedule._signal_and_noise: t -> t - 1 (2)": TENSOR,
+    "dualmd.py:NoiseSchedule._tables: 1 -> 2": "the last one is the one that is found",
+    "dualmd.py:_ask: 0 -> -1": COLUMN,
+    "dualmd.py:_ask: True -> False": "a GPU waits, and answers the same",
+    "dualmd.py:_ask: x_t -> eps (2)": ALIKE,
+    "attacks.py:secmi_nn: x -> others": ALIKE,
+    "attacks.py:secmi_nn: x -> others (2)": ALIKE,
+    "attacks.py:secmi_nn: x -> others (4)": ALIKE,
+    "attacks.py:secmi_nn: x -> others (6)": ALIKE,
+    "attacks.py:secmi_nn: 0 -> -1 (3)": COLUMN,
+    "attacks.py:secmi_nn: 0 -> -1 (4)": COLUMN,
+    "attacks.py:gradient: 16 -> 15": "how many gradients are in memory, not what they are",
+    "attacks.py:gradient: 16 -> 17": "how many gradients are in memory, not what they are",
+    "attacks.py:calibrated: scores -> reference (2)": ALIKE,
+    "data.py:index_split: 0 -> 1": "count is even: above 0 is above 1",
+    "metrics.py:: 1000 -> 1001": "one resample more is as good",
+    "metrics.py:: 1000 -> 999": "one resample less is as good",
+    "unet.py:Attention.forward: q -> k (2)": ALIKE,
+    "unet.py:Dropout.forward: x.is_cpu -> True": GPU,
+    "unet.py:Dropout.forward: torch.rand(shape, device=x.device) >= self.p"
+    " -> torch.rand(shape, device=x.device) > self.p": GPU,
+}
 
 PAIRS = """model_a model_b, teacher_a teacher_b, members nonmembers, pool nonmembers, where elsewhere, x0 eps, t t_next,
 signal noise, signal_next noise_next, model_where model_elsewhere, scores reference, up back, now then, x others,
@@ -90,16 +120,18 @@ def mutants(file: str, names: list[str]) -> list[Mutant]:
             return
         if isinstance(node, ast.Import | ast.ImportFrom | ast.Raise | ast.JoinedStr):
             return
-        for old, new in changes(node, known):
-            begin = starts[node.lineno - 1] + len(lines[node.lineno - 1].encode()[: node.col_offset].decode())
-            last = lines[node.end_lineno - 1]
-            end = starts[node.end_lineno - 1] + len(last.encode()[: node.end_col_offset].decode())
-            text = source[:begin] + (new if isinstance(node, ast.If) else f"({new})") + source[end:]
+        for part, new in changes(node, known):
+            old = ast.unparse(part)
+            begin = starts[part.lineno - 1] + len(lines[part.lineno - 1].encode()[: part.col_offset].decode())
+            last = lines[part.end_lineno - 1]
+            end = starts[part.end_lineno - 1] + len(last.encode()[: part.end_col_offset].decode())
+            text = f"{source[:begin]}({new}){source[end:]}"
             ast.parse(text)  # what isn't Python would be noticed by anybody
             number = 1 + sum((mutant.function, mutant.old, mutant.new) == (function, old, new) for mutant in found)
-            found.append(Mutant(file, function, node.lineno, old, new, text, number))
+            found.append(Mutant(file, function, part.lineno, old, new, text, number))
         for child in ast.iter_child_nodes(node):
-            if not isinstance(node, ast.AnnAssign) or child is not node.annotation:
+            annotation = isinstance(node, ast.AnnAssign) and child is node.annotation
+            if not annotation and not (isinstance(child, ast.keyword) and child.arg == "strict"):
                 visit(child, function, known)
 
     for node in ast.parse(source).body:
@@ -108,12 +140,12 @@ def mutants(file: str, names: list[str]) -> list[Mutant]:
     return found
 
 
-def changes(node: ast.AST, known: frozenset[str]) -> list[tuple[str, str]]:
-    """What this could be by mistake, where these names are `known`: (old, new) source."""
-    old, found = ast.unparse(node), []
+def changes(node: ast.AST, known: frozenset[str]) -> list[tuple[ast.AST, str]]:
+    """What this could be by mistake, where these names are `known`: (a part of it, what stands there instead)."""
+    found = []
 
-    def to(new: str) -> None:
-        found.append((old, new))
+    def to(new: str, part: ast.AST = node) -> None:
+        found.append((part, new))
 
     match node:
         case ast.BinOp(left, op, right):
@@ -150,11 +182,9 @@ def changes(node: ast.AST, known: frozenset[str]) -> list[tuple[str, str]]:
                 to(ast.unparse(arguments[0] if ast.unparse(value) in ("torch", "np") else value))
         case ast.IfExp(test, body, orelse):
             to(f"{ast.unparse(orelse)} if {ast.unparse(test)} else {ast.unparse(body)}")
-        case ast.If(test, body, orelse):
-            for always in ("True", "False"):
-                changed = ast.unparse(ast.If(ast.parse(always, mode="eval").body, body, orelse))
-                indent = " " * node.col_offset
-                found.append((f"if {ast.unparse(test)}", changed.replace("\n", "\n" + indent)))
+        case ast.If(test):
+            to("True", test)
+            to("False", test)
     return found
 
 

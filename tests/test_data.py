@@ -51,7 +51,26 @@ def test_split_is_disjoint_and_exhaustive(n, members):
     assert torch.equal(split.members, torch.cat([split.a, split.b]))
 
 
+def test_pools_of_different_sizes_stay_apart(tmp_path):
+    """Of an odd number of images, and of a published split whose pools differ, the smaller pool says how many."""
+    assert len(data.index_split(7).members) == len(data.index_split(7).nonmembers) == 2
+    for members, nonmembers in (([1, 3, 5, 7], [0, 2, 4, 6, 8, 10]), ([1, 3, 5, 7, 9, 11], [0, 2, 4, 6])):
+        np.savez(tmp_path / "split.npz", mia_train_idxs=members, mia_eval_idxs=nonmembers)
+        split = data.index_split(12, published=tmp_path / "split.npz")
+        assert len(split.members) == len(split.nonmembers) == 4
+        with pytest.raises(BadInput, match="--members 6: must be even, and from 2 to 4"):
+            data.index_split(12, 6, published=tmp_path / "split.npz")
+    with pytest.raises(BadInput, match="from 2 to 2"):
+        data.index_split(7, 4)
+
+
+def test_a_split_without_a_reference_has_none():
+    reference = data.Split(*torch.arange(3)).reference
+    assert reference.shape == (0,) and reference.dtype == torch.int64
+
+
 def test_split_depends_on_the_seed():
+    assert torch.equal(data.index_split(100).a, data.index_split(100, seed=0).a)
     assert not torch.equal(data.index_split(100, seed=0).a, data.index_split(100, seed=1).a)
 
 
@@ -90,6 +109,7 @@ def test_the_split_of_the_literature(published_split):
         {"mia_train_idxs": [1, 2], "mia_eval_idxs": [2, 3]},
         {"mia_train_idxs": [1.5, 2], "mia_eval_idxs": [0, 3]},
         {"mia_train_idxs": [-1, 2], "mia_eval_idxs": [0, 3]},
+        {"mia_train_idxs": [12, 2], "mia_eval_idxs": [0, 3]},
         {"mia_train_idxs": np.array([{}, {}]), "mia_eval_idxs": [0, 3]},
     ],
 )
@@ -97,6 +117,14 @@ def test_published_split_that_is_none(tmp_path, arrays):
     np.savez(tmp_path / "split.npz", **arrays)
     with pytest.raises(BadInput, match="--member-split .*split.npz"):
         data.index_split(12, published=tmp_path / "split.npz")
+
+
+def test_a_split_runs_no_code(tmp_path):
+    evil = np.array([Payload(tmp_path / "it-ran"), 1], dtype=object)
+    np.savez(tmp_path / "split.npz", mia_train_idxs=evil, mia_eval_idxs=[0, 3])
+    with pytest.raises(BadInput, match="not an .npz file"):
+        data.index_split(12, published=tmp_path / "split.npz")
+    assert not (tmp_path / "it-ran").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut"])
@@ -477,6 +505,9 @@ def test_a_split_that_unpacks_to_more_than_it_should(tmp_path, monkeypatch):
     zeros = np.zeros(100_000, np.int64)
     np.savez_compressed(tmp_path / "split.npz", mia_train_idxs=[1, 3], mia_eval_idxs=[0, 2], more=zeros)
     assert (tmp_path / "split.npz").stat().st_size < 10_000
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "LARGEST_FILE", 128 + zeros.nbytes)  # with numpy's header: what is as large is still read
+        assert len(data.index_split(12, published=tmp_path / "split.npz").members) == 2
     with pytest.raises(BadInput, match="split.npz: not an .npz file .*an array of more than 10,000 bytes"):
         data.index_split(12, published=tmp_path / "split.npz")
 

@@ -52,6 +52,8 @@ def test_low_fpr_ends_are_two():
     assert (curve.tpr_at_1, curve.tpr_at_01) == (1, 0.5)
     one_in_a_hundred = roc([1.0, 1.0], [2.0] + [0.0] * 99)
     assert one_in_a_hundred.tpr_at_1 == 1, "1 % FPR includes 1 %"
+    assert roc([3.0, 1.0], [2.0] * 2 + [0.0] * 98).tpr_at_1 == 0.5, "and not 2 %"
+    assert roc([3.0, 1.0], [2.0] * 2 + [0.0] * 998).tpr_at_01 == 0.5
 
 
 def test_a_rate_finer_than_one_non_member_is_no_number():
@@ -65,6 +67,8 @@ def test_takes_tensors():
 
 def test_infinite_scores_are_ordered_and_nan_is_refused():
     assert roc([float("inf"), 0], [-float("inf"), 0]).auc == 3.5 / 4
+    curve = roc([float("inf")], [float("inf")])
+    assert curve.tpr[0] == curve.fpr[0] == 0, "a curve begins where nobody is a member"
     with pytest.raises(ValueError, match="NaN"):
         roc([1, float("nan")], [0])
     with pytest.raises(ValueError, match="at least one"):
@@ -133,12 +137,37 @@ def test_the_interval_covers_the_true_auc_in_95_of_100_repeats(protocol, monkeyp
     assert below <= 15, "it errs to both sides alike"
 
 
-def test_adaptive_once_more_with_loops():
+def test_intervals_once_more_with_loops(monkeypatch):
+    monkeypatch.setattr(metrics, "RESAMPLES", 30)
+    members, nonmembers = normal(0, 3, 21) + 0.5, normal(1, 3, 34)
+    random, aucs = np.random.RandomState(6), []
+    for _ in range(30):
+        ours, theirs = random.choice(members[0], 21), random.choice(nonmembers[0], 34)
+        aucs.append(np.mean([(a > b) + (a == b) / 2 for a in ours for b in theirs]))
+    found = published(members[0], nonmembers[0], seed=6).interval
+    assert found == pytest.approx(np.percentile(aucs, [2.5, 97.5]), abs=1e-12)
+    halves = [(members[:, m], nonmembers[:, n]) for m, n in metrics.halves(21, 34, seed=6)]
+    random, aucs = np.random.RandomState(6), []
+    for _ in range(30):
+        drawn = [[scores[:, random.randint(0, scores.shape[1], scores.shape[1])] for scores in half] for half in halves]
+        pooled = [[], []]
+        for judge, other in ((drawn[1], drawn[0]), (drawn[0], drawn[1])):
+            _, scored = metrics._attacker(*judge)
+            for kind in (0, 1):
+                pooled[kind].extend(scored(other[kind]))
+        aucs.append(np.mean([(a > b) + (a == b) / 2 for a in pooled[0] for b in pooled[1]]))
+    found = adaptive(members, nonmembers, seed=6).interval
+    assert found == pytest.approx(np.percentile(aucs, [2.5, 97.5]), abs=1e-12)
+
+
+@pytest.mark.parametrize("digits", [9, 0])  # with none there are ties, also with thresholds
+def test_adaptive_once_more_with_loops(digits):
     """Halves, choice, pooling and thresholds, written out; the two halves pick different rows and signs here."""
     members, nonmembers = normal(3, 4, 30), normal(4, 4, 41)
     members[1] += 0.8
     members[3] -= 0.9
     nonmembers[3] *= 50  # every row has a unit of its own
+    members, nonmembers = members.round(digits), nonmembers.round(digits)
     found = adaptive(members, nonmembers, seed=5)
     random = np.random.RandomState(5)
     m, n = members[:, random.permutation(30)], nonmembers[:, random.permutation(41)]
@@ -178,7 +207,11 @@ def test_adaptive_needs_two_of_each_and_takes_constant_scores():
         adaptive([[1.0]], [[0.0, 1.0]])
     with pytest.raises(ValueError, match="NaN"):
         adaptive([[1.0, float("nan")]], [[0.0, 1.0]])
-    assert adaptive(np.ones((2, 10)), np.ones((2, 10))).curve.auc == 0.5
+    constant = adaptive(np.ones((2, 10)), np.ones((2, 10)))
+    assert constant.curve.auc == 0.5 and constant.choices == [(0, 1), (0, 1)]
+    assert adaptive([[1.0, 2.0]], [[0.0, 0.5]]).curve.members == 2, "two are enough"
+    _, scored = metrics._attacker(np.array([[1.0, 2.0]]), np.array([[0.5, 0.5]]))
+    assert scored(np.array([[0.5, 3.0]])).tolist() == [0, 2.5], "where others don't spread, the unit is 1"
 
 
 def test_halves_are_disjoint_and_of_both_kinds():
@@ -186,6 +219,7 @@ def test_halves_are_disjoint_and_of_both_kinds():
     for one, other, count in zip(first, second, (7, 4), strict=True):
         assert sorted([*one, *other]) == list(range(count)) and abs(len(one) - len(other)) <= 1
     assert [list(rows) for rows in metrics.halves(7, 4, seed=4)[0]] != [list(rows) for rows in first]
+    assert [list(rows) for rows in metrics.halves(7, 4)[0]] == [list(rows) for rows in metrics.halves(7, 4, seed=0)[0]]
     with pytest.raises(ValueError, match="two members and two non-members"):
         metrics.halves(2, 1)
 
@@ -196,5 +230,6 @@ def test_scores_of_attackers_who_learnt_elsewhere_are_judged_as_they_are():
     result, plain = metrics.judged_by_others(members, nonmembers), metrics.published(members, nonmembers)
     assert result.asr == 6 / 8 and plain.asr == 6 / 8
     assert result.curve.auc == metrics.auc(members, nonmembers) and result.interval == plain.interval
+    assert metrics.judged_by_others([3.0, 2, 0, 0.5], [0.0, 1, -1]).asr == 5 / 7
     turned = metrics.judged_by_others(-members, -nonmembers)
     assert turned.curve.auc == 1 - result.curve.auc < 0.5 and turned.asr == 3 / 8  # 0 itself is no member's

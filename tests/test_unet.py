@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,9 @@ def count(model):
 
 def test_the_default_is_ddpm_s_cifar10_network():
     assert count(UNet(UNetConfig())) == 35_746_307  # as published: 35.7 M
+    its = UNetConfig(ch=128, mult=(1, 2, 2, 2), attn=(1,), blocks=2, dropout=0.1, groups=32)  # main.py of pytorch-ddpm
+    assert UNetConfig() == its
+    assert not [name for name in UNet(TINY).state_dict() if "frequency" in name], "it is no weight, nor in their files"
 
 
 def test_tiny():
@@ -125,6 +129,13 @@ def test_starts_near_zero():
     model = UNet(TINY)
     assert model(torch.randn(2, 3, 16, 16), torch.tensor([0, 500])).abs().max() < 1e-3
     x, temb = torch.randn(2, 64, 4, 4), torch.randn(2, 128)
+    small = [model.tail[-1].weight, *(block.block2[-1].weight for block in model.middleblocks)]
+    for weight in [*small, model.middleblocks[0].attn.proj.weight]:
+        fan_out, fan_in, *kernel = weight.shape
+        largest = 1e-5 * math.sqrt(
+            6 / ((fan_in + fan_out) * math.prod(kernel))
+        )  # Glorot and Bengio's bound, times 1e-5
+        assert 0.9 * largest < weight.abs().max() <= largest
     for block in model.middleblocks:  # one with attention, one without
         torch.testing.assert_close(block(x, temb), x, atol=1e-3, rtol=0)
 
@@ -151,6 +162,18 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean():
         assert ((seen == 0).float().mean(dims) - 0.3).abs().max() < 0.05
     both = (seen == 0) & (Dropout(0.3)(x) == 0)
     assert both.float().mean().item() == pytest.approx(0.09, abs=0.005)
+
+
+def test_dropout_s_masks_are_16_bits_of_the_generator_a_number():
+    x = torch.rand(3, 5, 2, 3)  # 90 numbers: not a whole number of 64 bits
+    torch.manual_seed(7)
+    bits = torch.empty(23, dtype=torch.int64).random_(-(2**63), None).numpy().view(np.int16)[:90]
+    uniform = (bits.astype(np.float64) + 2**15) / 2**16  # 0 to 1
+    p = np.sort(uniform)[20].item()  # one is as large as p, and stays
+    torch.manual_seed(7)
+    torch.testing.assert_close(Dropout(p)(x), x * torch.from_numpy(uniform >= p).view(x.shape) / (1 - p))
+    state = torch.get_rng_state()
+    assert torch.equal(Dropout(0.0)(x), x) and torch.equal(torch.get_rng_state(), state), "without it nothing is drawn"
 
 
 def test_shares_of_a_batch_have_the_masks_of_the_whole():

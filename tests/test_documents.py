@@ -145,6 +145,24 @@ def test_commands(name, scene, capsys):
             assert words[1:3] == ["exercises.py", "grade"] and end.code == 1, "an exercise that nobody has solved yet"
 
 
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py", "reproduce.py", "exercises.py"])
+def test_help_teaches(script, monkeypatch, capsys):
+    """What it is for, an example, flags in groups, and the default of each that has a value to default to."""
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    module = importlib.import_module(script.removesuffix(".py"))
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and module.__doc__.strip() in said and f"    python {script}" in said
+    if script == "exercises.py":
+        return
+    assert len(re.findall(r"^\w.*:$", said, re.MULTILINE)) >= 4, "groups"
+    for flag, text in re.findall(r"^  (--[\w-]+) (.+?)(?=^  -|^\S|\Z)", said, re.MULTILINE | re.DOTALL):
+        named_by_user = flag in ("--export", "--checkpoint", "--split", "--distill")
+        turned_on = re.match(r" +\w", text)  # without a value
+        assert "default" in text or named_by_user or turned_on, flag
+
+
 def test_what_ci_runs():
     its = (ROOT / ".ci" / "run").read_text()
     for command in (

@@ -64,6 +64,8 @@ EQUIVALENT = {
     "metrics.py:: 1000 -> 1001": "one resample more is as good",
     "metrics.py:: 1000 -> 999": "one resample less is as good",
     "unet.py:Attention.forward: q -> k (2)": ALIKE,
+    "unet.py:Dropout.forward: round(self.p * 2 ** 16) - 2 ** 15 -> round(self.p * 2 ** 16) + 2 ** 15": "16 bits wrap",
+    "unet.py:Dropout.forward: 4 -> 3": "more bits than needed are drawn, and the first are the same",
     "unet.py:Dropout.forward: x.is_cpu -> True": GPU,
     "unet.py:Dropout.forward: torch.rand(shape, device=x.device) >= self.p"
     " -> torch.rand(shape, device=x.device) > self.p": GPU,

@@ -127,9 +127,12 @@ def test_a_student_learns_from_the_right_teachers(tmp_path, monkeypatch, targets
 
 
 def test_the_undefended_model_learns_the_true_noise(tmp_path, monkeypatch):
+    read = record(monkeypatch, data, "to_float")
     noised = record(monkeypatch, NoiseSchedule, "add_noise")
     losses = record(monkeypatch, train, "training_loss")
     call(monkeypatch, "--split", "all", "--run", tmp_path, *TINY)
+    for (_, images), ((_, x0, _, _), _) in zip(read, noised, strict=True):
+        assert torch.equal(images, x0), "nothing is mirrored unless the preset says so"
     for ((_, _, t, eps), x_t), (loss_args, _) in zip(noised, losses, strict=True):
         for used, drawn in zip(loss_args[1:], (x_t, t, eps), strict=True):
             assert torch.equal(used, drawn)

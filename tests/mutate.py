@@ -106,6 +106,9 @@ def mutants(file: str, names: list[str]) -> list[Mutant]:
     starts = [sum(map(len, lines[:i])) for i in range(len(lines))]
     found = []
 
+    def place(line: int, column: int) -> int:  # ast counts columns in bytes
+        return starts[line - 1] + len(lines[line - 1].encode()[:column].decode())
+
     def visit(node: ast.AST, function: str, known: frozenset[str]) -> None:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             function = f"{function}.{node.name}".lstrip(".")
@@ -124,9 +127,7 @@ def mutants(file: str, names: list[str]) -> list[Mutant]:
             return
         for part, new in changes(node, known):
             old = ast.unparse(part)
-            begin = starts[part.lineno - 1] + len(lines[part.lineno - 1].encode()[: part.col_offset].decode())
-            last = lines[part.end_lineno - 1]
-            end = starts[part.end_lineno - 1] + len(last.encode()[: part.end_col_offset].decode())
+            begin, end = place(part.lineno, part.col_offset), place(part.end_lineno, part.end_col_offset)
             text = f"{source[:begin]}({new}){source[end:]}"
             ast.parse(text)  # what isn't Python would be noticed by anybody
             number = 1 + sum((mutant.function, mutant.old, mutant.new) == (function, old, new) for mutant in found)

@@ -220,7 +220,7 @@ def calibrated(scores: Tensor, reference: Tensor, *, logarithms: bool = False) -
     return (-reference).clamp(min=tiny).log() - (-scores).clamp(min=tiny).log()
 
 
-def taking_sides(pipeline: EpsModel, half: str, stride: int = 10) -> EpsModel:
+def isolate_half(pipeline: EpsModel, half: str, stride: int = 10) -> EpsModel:
     """DualMD's model A, or B, alone: a pipeline that is asked only at timesteps which `half` answers.
 
     The rule by which they take turns is no secret, and a timestep that is `half`'s is never far from t:
@@ -233,7 +233,7 @@ def taking_sides(pipeline: EpsModel, half: str, stride: int = 10) -> EpsModel:
     return ask
 
 
-def of_both(scores: Sequence[Tensor], rule: str) -> Tensor:
+def combine_scores(scores: Sequence[Tensor], rule: str) -> Tensor:
     """One score (N,) of an image's under A and under B, each in units of its own spread: their "max", or "sum".
 
     Every member was trained on by one of the two, which betrays it; the other one says nothing. Spread

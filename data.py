@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from files import BadInput, alone, atomic_write, digest_of, download, in_a_line
+from lab.files import BadInput, atomic_write, digest_of, download, exclusive, in_a_line
 
 LARGEST_SIZE = 1024  # pixels a side
 LARGEST_FILE = 2**28  # bytes of an image, or of a split
@@ -159,7 +159,7 @@ def unpacked(name: str, data_dir: str | None, size: int) -> Tensor:
 
     if not found():
         _require_place(name, data_dir)
-        with alone(root / name, wait=True):
+        with exclusive(root / name, wait=True):
             if not found():  # another process may have fetched them meanwhile
                 source, archive, downloaded = _archive(name, data_dir)
                 _unpack(source, archive)
@@ -402,7 +402,7 @@ def tiny_imagenet(data_dir: str | None, size: int) -> Tensor:
         if (folder / "train").is_dir():
             return _files_in(folder, "train/*/images/*.JPEG", size)
     _require_place("tiny-imagenet", data_dir)
-    with alone(root / "tiny-imagenet", wait=True):
+    with exclusive(root / "tiny-imagenet", wait=True):
         source, path, _ = _archive("tiny-imagenet", data_dir)
     try:
         file = zipfile.ZipFile(path)

@@ -123,7 +123,7 @@ class DualMD:
         self.model_a, self.model_b, self.stride = model_a, model_b, stride
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        return _ask(self.model_a, self.model_b, (t // self.stride) % 2 == 0, x_t, t)
+        return route(self.model_a, self.model_b, (t // self.stride) % 2 == 0, x_t, t)
 
 
 @torch.no_grad()
@@ -141,11 +141,11 @@ def distill_targets(
     if targets == "average":
         return (teacher_a(x_t, t) + teacher_b(x_t, t)) / 2
     if targets == "cross":
-        return _ask(teacher_b, teacher_a, in_a, x_t, t)
+        return route(teacher_b, teacher_a, in_a, x_t, t)
     raise ValueError(f'targets must be "average" or "cross", not {targets!r}')
 
 
-def _ask(model_where: EpsModel, model_elsewhere: EpsModel, where: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+def route(model_where: EpsModel, model_elsewhere: EpsModel, where: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """Put each row to one of two models: to the first where `where` (N,) holds, else to the second.
 
     With `where` on the CPU nobody waits for a GPU to find out how many rows those are.

@@ -28,15 +28,13 @@ import torch
 from torch import Tensor
 
 import attacks
-import checkpoint
-import cli
 import data
 import fid
-import figures
 import metrics
-from files import BadInput, atomic_write, require_writable
-from memorization import is_copy, nearest
-from targets import GENERATING, RULES, TARGETS, Training, require_comparable
+from lab import checkpoint, cli, figures
+from lab.files import BadInput, atomic_write, require_writable
+from lab.memorization import is_copy, nearest
+from lab.releases import GENERATING, RELEASES, RULES, EvaluatedRun, require_comparable
 
 # the timesteps at which SecMI's and PIA's authors attack CIFAR-10, and ReDiffuse's; the others, where PIA does
 PUBLISHED_T = dict.fromkeys(attacks.HOLDS, 200) | {"secmi": 100, "secmi_nn": 100}
@@ -84,7 +82,7 @@ def main() -> None:
                     f"--{flag.replace('_', '-')} belongs to --checkpoint; the models of a run know their own"
                 )
         runs = args.run or [cli.run_directory(args)]
-        trainings = [Training(run, args, reference=args.reference) for run in runs]
+        trainings = [EvaluatedRun(run, args, reference=args.reference) for run in runs]
     out = args.out or (runs[0] if len(runs) == 1 else Path(os.path.commonpath([run.absolute() for run in runs])))
     require_comparable(trainings)
     inception = fid.load(args.inception_weights, args.device) if args.fid else None
@@ -98,7 +96,7 @@ def main() -> None:
         membership(trainings, inception, args, out)
 
 
-def require_references(trainings: list[Training]) -> bool:
+def require_references(trainings: list[EvaluatedRun]) -> bool:
     """Is there a reference model for every run? Raise BadInput where some have one and others have not."""
     without = [training.run for training in trainings if "reference" not in training.models]
     if without and len(without) < len(trainings):
@@ -112,7 +110,7 @@ def require_references(trainings: list[Training]) -> bool:
 # --- which models --------------------------------------------------------------------------------
 
 
-def published_model(run: Path, args: argparse.Namespace) -> Training:
+def published_model(run: Path, args: argparse.Namespace) -> EvaluatedRun:
     """The model of --checkpoint as the undefended one of a run; says what has been inferred of it."""
     images, dataset = checkpoint.open_dataset(args.dataset, args.data_dir, args.size or 32, args.seed)
     split = data.index_split(len(images), args.members, args.seed, args.member_split)
@@ -126,7 +124,7 @@ def published_model(run: Path, args: argparse.Namespace) -> Training:
         f"{unet.attn}, {parameters(model):,} parameters, T = {T:,}",
         flush=True,
     )
-    return Training(run, args, images, args.reference, {"all": model})
+    return EvaluatedRun(run, args, images, args.reference, {"all": model})
 
 
 def parameters(model: checkpoint.Checkpoint) -> int:
@@ -161,9 +159,9 @@ def list_models(roots: list[Path]) -> None:
 
 
 def membership(
-    trainings: list[Training], inception: fid.InceptionV3 | None, args: argparse.Namespace, out: Path
+    trainings: list[EvaluatedRun], inception: fid.InceptionV3 | None, args: argparse.Namespace, out: Path
 ) -> None:
-    """The table of every target, every attack, both protocols; and all that is drawn from it."""
+    """The table of every release, every attack, both protocols; and all that is drawn from it."""
     has_reference = require_references(trainings)
     asked = args.attack or cli.ATTACKS
     chosen = [attack for attack in attacks.HOLDS if attack in asked or "all" in asked]
@@ -173,26 +171,26 @@ def membership(
     table = [*MEMBERSHIP[:2], *(FID_COLUMNS if inception else []), *MEMBERSHIP[2:]]
     lines, rows, curves, histograms = heading(trainings, table, inception), [], {}, {}
     print(*lines, sep="\n", flush=True)
-    for target in TARGETS:
-        attacked = [training for training in trainings if target in training.targets]
-        possible = {attack: grid[attack] for attack in chosen if attacks.HOLDS[attack] in TARGETS[target].gives}
-        costs = [cost(training, target, inception, args) for training in attacked]
-        scores = {False: [training.scores(target, possible) for training in attacked]}
+    for release in RELEASES:
+        attacked = [training for training in trainings if release in training.releases]
+        possible = {attack: grid[attack] for attack in chosen if attacks.HOLDS[attack] in RELEASES[release].gives}
+        costs = [cost(training, release, inception, args) for training in attacked]
+        scores = {False: [training.scores(release, possible) for training in attacked]}
         if has_reference:
-            scores[True] = [training.scores(target, possible, calibrate=True) for training in attacked]
+            scores[True] = [training.scores(release, possible, calibrate=True) for training in attacked]
         for attack in possible if attacked else []:
             for calibrated, each in scores.items():
                 label, new = attack + ("-ref" if calibrated else ""), []
                 for training, its_cost, score in zip(attacked, costs, each, strict=True):
-                    found = {"model": target, "attack": label, "holds": attacks.HOLDS[attack]}
+                    found = {"model": release, "attack": label, "holds": attacks.HOLDS[attack]}
                     found |= its_cost | provenance(training)
                     try:
                         its, curve, pair = judge(attack, *score[attack], grid[attack], fixed[attack], args)
                     except ValueError as error:
-                        raise BadInput(f"{label} on {target} of {training.run}: {error}") from error
+                        raise BadInput(f"{label} on {release} of {training.run}: {error}") from error
                     new += [found | row for row in its]
-                    curves.setdefault((label, target), []).append(curve)
-                    histograms.setdefault((label, target), pair)
+                    curves.setdefault((label, release), []).append(curve)
+                    histograms.setdefault((label, release), pair)
                 rows += new
                 lines.append(columns(table_row(new), table))
                 print(lines[-1], flush=True)
@@ -207,7 +205,9 @@ def membership(
     figures.roc_curves(out / "roc.png", curves)
     figures.histograms(out / "histograms.png", histograms, fixed)
     figures.over_epochs(out / "epochs.png", underway)
-    grids = {target: trainings[0].run / f"samples-{TARGETS[target].models[0]}.png" for target in trainings[0].targets}
+    grids = {
+        release: trainings[0].run / f"samples-{RELEASES[release].models[0]}.png" for release in trainings[0].releases
+    }
     figures.samples(out / "samples.png", grids)
     print(f"table, results and figures are in {out}/")
 
@@ -217,7 +217,7 @@ def judge(
 ) -> tuple[list[dict], metrics.ROC, tuple[np.ndarray, np.ndarray]]:
     """Rows of results.json for both protocols; the adaptive one's ROC; the published one's scores of (non-)members.
 
-    Scores (R, N), (R, M) are as `Training.scores` gives them, a row a timestep of ts.
+    Scores (R, N), (R, M) are as `EvaluatedRun.scores` gives them, a row a timestep of ts.
     """
     at = ts.index(t)
     if attack == "secmi_nn":  # its rows are images, from which a network has yet to learn
@@ -250,7 +250,7 @@ def learned(members: Tensor, nonmembers: Tensor, args: argparse.Namespace) -> tu
 
 
 def summary(protocol: str, picks: list[tuple[int, int]], rules: Sequence[str], result: metrics.Result) -> dict:
-    """What results.json says of one attack on one target under one protocol."""
+    """What results.json says of one attack on one release under one protocol."""
     t, sign = zip(*picks, strict=True)
     return {
         "protocol": protocol,
@@ -267,16 +267,16 @@ def summary(protocol: str, picks: list[tuple[int, int]], rules: Sequence[str], r
     }
 
 
-def over_epochs(training: Training, fixed: dict[str, int]) -> list[dict]:
+def over_epochs(training: EvaluatedRun, fixed: dict[str, int]) -> list[dict]:
     """The published protocol's AUCs of the models as they were underway (train.py --snapshots) and as they are."""
     snapshots = checkpoint.snapshots(training.run).values()
     rows = []
-    for at in [*(Training(run, training.args, training.images) for run in snapshots), training]:
+    for at in [*(EvaluatedRun(run, training.args, training.images) for run in snapshots), training]:
         settings = at.first.settings
-        for target in [target for target in at.targets if target not in ("DualMD unmixed", "DualMD leaked")]:
+        for release in [release for release in at.releases if release not in ("DualMD unmixed", "DualMD leaked")]:
             for attack, t in fixed.items():
-                (members,), (nonmembers,) = at.scores(target, {attack: [t]})[attack]
-                row = {"model": target, "attack": attack, "protocol": "published", "t": [t]}
+                (members,), (nonmembers,) = at.scores(release, {attack: [t]})[attack]
+                row = {"model": release, "attack": attack, "protocol": "published", "t": [t]}
                 row |= {"auc": metrics.auc(members.numpy(), nonmembers.numpy())}
                 rows.append(row | {"epochs": settings["epochs"], "seed": settings["seed"]})
     return rows
@@ -285,19 +285,19 @@ def over_epochs(training: Training, fixed: dict[str, int]) -> list[dict]:
 # --- memorisation ---------------------------------------------------------------------------------
 
 
-def memorization(trainings: list[Training], args: argparse.Namespace, out: Path) -> None:
+def memorization(trainings: list[EvaluatedRun], args: argparse.Namespace, out: Path) -> None:
     """The table of how much of what each model generates is copied from its training images, and from no others."""
     lines, rows, pairs = heading(trainings, MEMORIZATION), [], {}
     print(*lines, sep="\n", flush=True)
-    for target in GENERATING:
+    for release in GENERATING:
         new = []
-        for training in [training for training in trainings if target in training.targets]:
-            members, nonmembers = (training.images[indices] for indices in training.indices(target))
+        for training in [training for training in trainings if release in training.releases]:
+            members, nonmembers = (training.images[indices] for indices in training.indices(release))
             n = args.n or len(members)
-            generated = training.generated(target, n)
+            generated = training.generated(release, n)
             found, which = nearest(generated, members)
             control, _ = nearest(generated, nonmembers)
-            copies, of_b = is_copy(found), torch.isin(training.indices(target)[0][which[:, 0]], training.first.split.b)
+            copies, of_b = is_copy(found), torch.isin(training.indices(release)[0][which[:, 0]], training.first.split.b)
             shares = {
                 "copies": copies,
                 "of_a": copies & ~of_b,
@@ -305,12 +305,12 @@ def memorization(trainings: list[Training], args: argparse.Namespace, out: Path)
                 "of_nonmembers": is_copy(control),
                 "nearer_to_members": found[:, 0] < control[:, 0],
             }
-            row = {"model": target, "n": n} | {key: share.float().mean().item() for key, share in shares.items()}
+            row = {"model": release, "n": n} | {key: share.float().mean().item() for key, share in shares.items()}
             ratio = (found[:, 0] / found[:, 1]).nan_to_num(1)  # two copies of one training image: 0 / 0
             row |= {"smallest_ratio": ratio.min().item(), "median_ratio": ratio.median().item()}
             new.append(row | provenance(training))
             closest = ratio.argsort()[:8]
-            pairs.setdefault(target, (generated[closest], members[which[closest, 0]], ratio[closest]))
+            pairs.setdefault(release, (generated[closest], members[which[closest, 0]], ratio[closest]))
         if new:
             rows += new
             lines.append(columns(memorization_row(new), MEMORIZATION))
@@ -324,19 +324,19 @@ def memorization(trainings: list[Training], args: argparse.Namespace, out: Path)
 # --- quality --------------------------------------------------------------------------------------
 
 
-def quality(trainings: list[Training], inception: fid.InceptionV3, args: argparse.Namespace, out: Path) -> None:
+def quality(trainings: list[EvaluatedRun], inception: fid.InceptionV3, args: argparse.Namespace, out: Path) -> None:
     """The table of how far what each model generates is from its members, and from images that no model saw."""
     lines, rows = heading(trainings, QUALITY, inception), []
     print(*lines, sep="\n", flush=True)
-    for target in ["real held-out", *GENERATING]:
+    for release in ["real held-out", *GENERATING]:
         new = []
         for training in trainings:
-            if target == "real held-out":
-                found = {"held_out_loss": None, "n_generated": len(training.indices(training.targets[0])[1])}
+            if release == "real held-out":
+                found = {"held_out_loss": None, "n_generated": len(training.indices(training.releases[0])[1])}
                 found |= {"fid_members": training.fid_of_real(inception), "fid_held_out": None}
-                new.append({"model": target} | found | {"fid_weights": inception.weights} | provenance(training))
-            elif target in training.targets:
-                new.append({"model": target} | cost(training, target, inception, args) | provenance(training))
+                new.append({"model": release} | found | {"fid_weights": inception.weights} | provenance(training))
+            elif release in training.releases:
+                new.append({"model": release} | cost(training, release, inception, args) | provenance(training))
         if new:
             rows += new
             lines.append(columns(quality_row(new), QUALITY))
@@ -346,12 +346,12 @@ def quality(trainings: list[Training], inception: fid.InceptionV3, args: argpars
         print(f"table is in {out}/")
 
 
-def cost(training: Training, target: str, inception: fid.InceptionV3 | None, args: argparse.Namespace) -> dict:
-    """What the defence costs: the loss on held-out images and, given Inception, FIDs of what the target generates."""
-    found = {"held_out_loss": training.held_out_loss(target)}
+def cost(training: EvaluatedRun, release: str, inception: fid.InceptionV3 | None, args: argparse.Namespace) -> dict:
+    """What the defence costs: the loss on held-out images and, given Inception, FIDs of what the release generates."""
+    found = {"held_out_loss": training.held_out_loss(release)}
     if inception:
-        n = args.n or len(training.indices(target)[0])
-        to_members, to_held_out = training.fids(target, n, inception)
+        n = args.n or len(training.indices(release)[0])
+        to_members, to_held_out = training.fids(release, n, inception)
         found |= {
             "n_generated": n,
             "fid_members": to_members,
@@ -371,7 +371,7 @@ def write(out: Path, contents: dict[str, list]) -> None:
             path.write_text((json.dumps(content, indent=1) if name.endswith(".json") else "\n".join(content)) + "\n")
 
 
-def provenance(training: Training) -> dict:
+def provenance(training: EvaluatedRun) -> dict:
     return {"seed": training.first.settings["seed"], "commit": commit(), "command": command()}
 
 
@@ -402,7 +402,7 @@ MEMORIZATION += [("nearer to members", 17), ("median d1/d2", 12), ("smallest", 8
 Table = list[tuple[str, int]]
 
 
-def heading(trainings: list[Training], table: Table, inception: fid.InceptionV3 | None = None) -> list[str]:
+def heading(trainings: list[EvaluatedRun], table: Table, inception: fid.InceptionV3 | None = None) -> list[str]:
     """What stands above the rows: what was looked at, and the columns' names."""
     first = trainings[0].first
     runs = ", ".join(str(training.run) for training in trainings)
@@ -424,7 +424,7 @@ def columns(cells: list[str], table: Table) -> str:
 
 
 def table_row(rows: list[dict]) -> list[str]:
-    """A target under an attack: of one training the AUCs with their 95 % intervals, of several mean and range."""
+    """A release under an attack: of one training the AUCs with their 95 % intervals, of several mean and range."""
     cells = [rows[0]["model"], f"{mean(rows, 'held_out_loss'):.4f}"]
     once = [row for row in rows if row["protocol"] == "published"]  # of each training one
     cells += [fids(once, key) for key in ("fid_members", "fid_held_out") if key in rows[0]]
@@ -466,21 +466,23 @@ def fids(rows: list[dict], key: str) -> str:
 
 
 def overview(rows: list[dict]) -> list[str]:
-    """The adaptive AUCs once more, an attack a line and a target a column: means over trainings."""
+    """The adaptive AUCs once more, an attack a line and a release a column: means over trainings."""
     aucs: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         if row["protocol"] == "adaptive":
             aucs.setdefault(row["attack"], {}).setdefault(row["model"], []).append(row["auc"])
     targets = list(dict.fromkeys(row["model"] for row in rows))
-    table = [("adaptive AUC", 13), *((target, len(target)) for target in targets)]
+    table = [("adaptive AUC", 13), *((release, len(release)) for release in targets)]
     lines = [columns([name for name, _ in table], table), columns(["-" * width for _, width in table], table)]
     strongest = {}
     for attack, its in aucs.items():
-        means = {target: float(np.mean(its[target])) for target in targets if target in its}
+        means = {release: float(np.mean(its[release])) for release in targets if release in its}
         lines.append(columns([attack, *(f"{means[x]:.3f}" if x in means else "–" for x in targets)], table))
-        for target in means:
-            strongest[target] = max(strongest.get(target, ("", 0)), (attack, means[target]), key=lambda pair: pair[1])
-    return [*lines, columns(["strongest", *(strongest[target][0] for target in targets)], table)]
+        for release in means:
+            strongest[release] = max(
+                strongest.get(release, ("", 0)), (attack, means[release]), key=lambda pair: pair[1]
+            )
+    return [*lines, columns(["strongest", *(strongest[release][0] for release in targets)], table)]
 
 
 def mean(rows: list[dict], key: str) -> float:

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
-import cli
 import data
-from files import BadInput, alone, digest_of, download, read_tensors
+from lab import cli
+from lab.files import BadInput, digest_of, download, exclusive, read_tensors
 
 WEIGHTS = {
     "torchvision": "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth",
@@ -267,7 +267,7 @@ def load(weights: str, device: torch.device | str = "cpu") -> InceptionV3:
     """
     path = weights_path(weights)
     if weights in WEIGHTS and not path.exists():
-        with alone(path, wait=True):
+        with exclusive(path, wait=True):
             if not path.exists():  # another process may have fetched it meanwhile
                 download(WEIGHTS[weights], path, hash_in(path), "sha256")
     try:

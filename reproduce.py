@@ -18,10 +18,9 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
-import cli
 import fid
-from files import BadInput
+from lab import checkpoint, cli
+from lab.files import BadInput
 
 # Members and epochs by dataset and preset, so that the undefended model learns its members by heart, and no longer.
 # Others are train.py's.

@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-import checkpoint
-import cli
 import data
 from dualmd import DualMD, sample
-from files import BadInput, atomic_write
+from lab import checkpoint, cli
+from lab.files import BadInput, atomic_write
 
 
 def main() -> None:

@@ -18,13 +18,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import checkpoint
-import cli
 import data
-import ranks
-from checkpoint import Checkpoint
 from dualmd import distill_targets, training_loss
-from files import BadInput, alone, require_writable
+from lab import checkpoint, cli, distributed
+from lab.checkpoint import Checkpoint
+from lab.files import BadInput, exclusive, require_writable
 from unet import Dropout, UNet, UNetConfig
 
 SMALL = UNetConfig(ch=32, mult=(1, 1, 2), attn=(), blocks=1, dropout=0.0, groups=8)
@@ -73,20 +71,20 @@ def parse_args() -> Namespace:
 def main() -> None:
     args = parse_args()
     run = cli.run_directory(args)
-    with ranks.together(args.device):
+    with distributed.together(args.device):
         result, images, teachers = wanted(args, run)
         if args.export:
             checkpoint.require_publishable(result.unet)
             require_writable(args.export.parent)
         path = checkpoint.path_in(run, result.name)
-        with alone(path) if ranks.RANK == 0 else nullcontext():
+        with exclusive(path) if distributed.RANK == 0 else nullcontext():
             if checkpoint.is_trained(run, result, args.restart):
                 print(f"{path} is trained already (--restart begins anew)")
             else:
                 require_writable(run)
                 with checkpoint.deferred_signals() as signals:
                     train(args, run, result, images, teachers, signals)
-            if args.export and ranks.RANK == 0:
+            if args.export and distributed.RANK == 0:
                 split = checkpoint.publish(checkpoint.load(path), args.export)
                 print(f"{args.export}: the same in pytorch-ddpm's format; {split}: its members and non-members")
 
@@ -104,7 +102,7 @@ def wanted(args: Namespace, run: Path) -> tuple[Checkpoint, Tensor, list[UNet]]:
         settings = a.settings | {"targets": args.distill, "teachers": checkpoint.weights_key(a, b)}
         config, dataset, split = a.unet, a.dataset, a.split
         print(f"preset {settings['preset']}, like the teachers {run}/A.pt and {run}/B.pt")
-        with ranks.first_rank_first():
+        with distributed.first_rank_first():
             images = checkpoint.load_images(a, args.data_dir)
         teachers = [a.eps_model(device), b.eps_model(device)]
     else:
@@ -114,7 +112,7 @@ def wanted(args: Namespace, run: Path) -> tuple[Checkpoint, Tensor, list[UNet]]:
         config, size = preset["unet"], args.size or preset["size"]
         cli.require_size(size, config)
         print(f"preset {preset_name}, {reason}: {size}x{size} images, {config.ch} channels")
-        with ranks.first_rank_first():
+        with distributed.first_rank_first():
             images, dataset = checkpoint.open_dataset(args.dataset, args.data_dir, size, seed)
         split = data.index_split(len(images), args.members or preset["members"], seed, args.member_split)
         settings = {"preset": preset_name, "seed": seed, "members": len(split.members)} | preset["train"]
@@ -133,7 +131,7 @@ def train(
 ) -> None:
     """Give `result` its weights, and save it in `run`; stop, but only after having saved, once there are `signals`."""
     name, settings, trained_on, device = result.name, result.settings, result.trained_on, args.device
-    schedule, saves = result.noise_schedule(), ranks.RANK == 0
+    schedule, saves = result.noise_schedule(), distributed.RANK == 0
     cli.reuse_memory()
 
     # --- model, its average, optimiser ---
@@ -147,7 +145,7 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"], fused=True)
     parts = {"model": model, "ema": ema, "optimizer": optimizer}
     step = None if args.restart else checkpoint.resume(run, result, parts)
-    ranks.require_same(str(step), result.dataset["sha256"])
+    distributed.require_same(str(step), result.dataset["sha256"])
     if step is None:
         step = 0
         if saves:
@@ -165,7 +163,7 @@ def train(
     batch, steps_an_epoch = settings["batch"], -(-len(trained_on) // settings["batch"])
     steps = settings["epochs"] * steps_an_epoch
     bfloat16 = cli.bfloat16_is_faster(device)
-    network = ranks.synchronised(model)
+    network = distributed.synchronised(model)
     if cli.compiles(args.compile, device, steps - step):
         network = torch.compile(network, dynamic=False)
     dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
@@ -189,7 +187,7 @@ def train(
             t = timesteps = torch.randint(schedule.T, (len(rows),), device=device)
             eps = torch.randn_like(x0)
             x_t = schedule.add_noise(x0, t, eps)
-            mine, weight = ranks.share(len(rows))
+            mine, weight = distributed.share(len(rows))
             for dropout in dropouts:
                 dropout.rows = len(rows), mine
             x_t, t, eps, in_a_mine = x_t[mine], t[mine], eps[mine], in_a[rows[mine]]
@@ -219,7 +217,7 @@ def train(
             if logged or snapshot or saving:
                 checkpoint.require_finite(run, name, step, recent)
             if logged:
-                mean = ranks.mean(torch.stack([loss for loss, *_ in recent]).mean()).item()
+                mean = distributed.mean(torch.stack([loss for loss, *_ in recent]).mean()).item()
                 bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
                 recent.clear()
             if snapshot:

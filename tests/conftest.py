@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
-import files  # noqa: E402
 import train  # noqa: E402
+from lab import files  # noqa: E402
 
 torch.set_num_threads(1)  # the networks here are small: more threads would wait for each other
 

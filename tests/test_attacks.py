@@ -332,39 +332,41 @@ def test_a_reference_takes_away_what_makes_an_image_hard(name):
 
 
 @pytest.mark.parametrize("half, answered", [("A", [0, 0, 0, 20, 20, 40, 200]), ("B", [10, 10, 10, 30, 30, 50, 210])])
-def test_taking_sides(half, answered):
+def test_isolate_half(half, answered):
     a, b = model(), model()
-    alone = attacks.taking_sides(DualMD(a, b), half)
+    isolated = attacks.isolate_half(DualMD(a, b), half)
     for t, asked in zip([0, 5, 19, 20, 39, 45, 200], answered, strict=True):
-        found = alone(X0, torch.full((3,), t))
+        found = isolated(X0, torch.full((3,), t))
         asked_model, other = (a, b) if half == "A" else (b, a)
         assert asked_model.timesteps[-1] == asked and not other.asked
         assert torch.equal(found, model()(X0, torch.full((3,), asked)))
     c, d = model(), model()
-    attacks.taking_sides(DualMD(c, d, stride=50), half, stride=50)(X0, torch.full((3,), 120))
+    attacks.isolate_half(DualMD(c, d, stride=50), half, stride=50)(X0, torch.full((3,), 120))
     assert [len(c.asked), len(d.asked)] == ([1, 0] if half == "A" else [0, 1])
 
 
-def test_of_both():
+def test_combine_scores():
     """Where one of two models betrays an image, the maximum does; and a wild outlier does not spoil it."""
     one = torch.tensor([0.0, 1, 2, 3, 4]) * 10 + 5
     other = torch.tensor([1e9, 3, 2, 1, 0])
     first, second = (np.arange(5) - 2) / 2, (np.array([1e9, 3, 2, 1, 0]) - 2) / 2
-    np.testing.assert_allclose(attacks.of_both([one, other], "max").numpy(), np.maximum(first, second), rtol=1e-6)
-    np.testing.assert_allclose(attacks.of_both([one, other], "sum").numpy(), first + second, rtol=1e-6)
+    np.testing.assert_allclose(
+        attacks.combine_scores([one, other], "max").numpy(), np.maximum(first, second), rtol=1e-6
+    )
+    np.testing.assert_allclose(attacks.combine_scores([one, other], "sum").numpy(), first + second, rtol=1e-6)
     rows = torch.stack([one, one.flip(0)]), torch.stack([other, other])
-    assert torch.equal(attacks.of_both(rows, "max")[0], attacks.of_both([one, other], "max"))
+    assert torch.equal(attacks.combine_scores(rows, "max")[0], attacks.combine_scores([one, other], "max"))
 
 
 @pytest.mark.parametrize("name", [name for name in PLANTED if name not in ("gradient", "rediffuse")])
 def test_who_knows_the_defence_undoes_it(name):
     """A knows the first half of the members by heart, B the second. Alternating asks neither of them alone."""
     a, b = ByHeart(MEMBERS[:32]), ByHeart(MEMBERS[32:])
-    leaked = attacks.of_both([run(name, a, BOTH), run(name, b, BOTH)], "max")
+    leaked = attacks.combine_scores([run(name, a, BOTH), run(name, b, BOTH)], "max")
     assert auc(leaked) > (0.95 if name == "secmi" else 0.99)
     dual = DualMD(a, b)
-    sides = [run(name, attacks.taking_sides(dual, half), BOTH) for half in "AB"]
-    assert auc(run(name, dual, BOTH)) < 0.9 < 0.99 < auc(attacks.of_both(sides, "max"))
+    sides = [run(name, attacks.isolate_half(dual, half), BOTH) for half in "AB"]
+    assert auc(run(name, dual, BOTH)) < 0.9 < 0.99 < auc(attacks.combine_scores(sides, "max"))
 
 
 def test_attacks_reach_a_pipeline_of_two_models():

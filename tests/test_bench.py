@@ -8,8 +8,8 @@ import torch
 from conftest import Spy
 
 import attacks
-import bench
 from dualmd import NoiseSchedule, denoise
+from tools import bench
 from unet import UNet, UNetConfig
 
 

@@ -8,10 +8,9 @@ import torch
 from conftest import Payload, settings
 from test_unet import direct_evaluation
 
-import checkpoint
-import cli
 import data
-from files import BadInput
+from lab import checkpoint, cli
+from lab.files import BadInput
 from unet import UNet, UNetConfig
 
 CONFIG = UNetConfig(ch=32, mult=(1,), attn=(), blocks=1, dropout=0.1)

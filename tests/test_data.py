@@ -17,10 +17,10 @@ import torch
 from conftest import Payload, pickled_by_python_2, png
 from PIL import Image
 
-import cli
 import data
 import fid
-from files import BadInput
+from lab import cli
+from lab.files import BadInput
 
 # --- the index split ---
 

@@ -14,12 +14,12 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-import bench
 import data
 import fid
 import metrics
 import reproduce
 import train
+from tools import bench
 from unet import UNetConfig
 
 DOCUMENTS = ["README.md", "MANUAL.md", "EXERCISES.md", "CONTRIBUTING.md", "results/README.md"]

@@ -1,4 +1,4 @@
-"""evaluate.py and targets.py: which model is attacked on which images, what is kept, and what is written."""
+"""evaluate.py and releases.py: which model is attacked on which images, what is kept, and what is written."""
 
 import argparse
 import dataclasses
@@ -15,18 +15,15 @@ from conftest import Spy, settings
 from PIL import Image
 
 import attacks
-import checkpoint
-import cli
 import data
 import dualmd
 import evaluate
 import fid
-import figures
 import metrics
-import targets
 from dualmd import DualMD, NoiseSchedule, sample
-from files import BadInput
-from targets import Training
+from lab import checkpoint, cli, figures, releases
+from lab.files import BadInput
+from lab.releases import EvaluatedRun
 from unet import UNet, UNetConfig
 
 CONFIG = UNetConfig(ch=8, mult=(1,), attn=(), blocks=1, dropout=0.0, groups=2)
@@ -85,7 +82,7 @@ def test_each_target_is_attacked_through_its_own_models(tmp_path, monkeypatch, s
     x0 = data.to_float(small[torch.cat([split.members, split.nonmembers])])
     dual = models["dual"] = DualMD(models["A"], models["B"])
     assert dual.stride == 10, "A answers at t = 0"
-    models |= {half: attacks.taking_sides(dual, half[-1]) for half in ("as A", "as B")}
+    models |= {half: attacks.isolate_half(dual, half[-1]) for half in ("as A", "as B")}
 
     def scores(attack, t, name, calibrated):
         def attacked(name):
@@ -126,7 +123,7 @@ def test_each_target_is_attacked_through_its_own_models(tmp_path, monkeypatch, s
 
 def test_of_two_models_the_adaptive_attacker_tries_the_sum_too(tmp_path, small):
     make_run(tmp_path, small)
-    training = Training(tmp_path, evaluate_args())
+    training = EvaluatedRun(tmp_path, evaluate_args())
     members, nonmembers = training.scores("DualMD leaked", {"pia": [50, 200]})["pia"]
     assert members.shape == nonmembers.shape == (4, MEMBERS)
     models = [training.models[half].eps_model() for half in "AB"]
@@ -171,7 +168,7 @@ def test_the_adaptive_attacker_chooses_among_the_grid(tmp_path, monkeypatch, sma
 
     monkeypatch.setattr(metrics, "adaptive", spy)
     call(monkeypatch, "--run", tmp_path, "--attack", "loss", "--grid", 300, 50, "--seed", 4)
-    training = Training(tmp_path, evaluate_args(seed=4))
+    training = EvaluatedRun(tmp_path, evaluate_args(seed=4))
     for i, t in enumerate([50, 200, 300]):
         ((members, nonmembers),) = training.scores("undefended", {"loss": [t]}).values()
         assert torch.equal(members[0], seen["members"][i]) and torch.equal(nonmembers[0], seen["nonmembers"][i])
@@ -189,7 +186,7 @@ def evaluate_args(seed=0, batch=256):
 
 def test_held_out_loss_is_that_of_images_no_model_saw(tmp_path, small):
     split = make_run(tmp_path, small)
-    training = Training(tmp_path, evaluate_args())
+    training = EvaluatedRun(tmp_path, evaluate_args())
     x0 = data.to_float(small[split.nonmembers])
     schedule, model = NoiseSchedule(), training.models["all"].eps_model()
     generator = torch.Generator().manual_seed(1)
@@ -206,17 +203,17 @@ def test_held_out_loss_is_that_of_images_no_model_saw(tmp_path, small):
 def test_scores_are_kept_until_what_they_depend_on_changes(tmp_path, monkeypatch, small):
     make_run(tmp_path, small, ["all", "A", "B"])
     attacked = []
-    original = targets.attack_scores
+    original = releases.attack_scores
 
     def spy(eps_model, schedule, x0, wanted, args, name):
         attacked.append((name, {attack: tuple(ts) for attack, ts in wanted.items()}))
         return original(eps_model, schedule, x0, wanted, args, name)
 
-    def scores(target="undefended", ts=(100, 200), seed=0):
+    def scores(release="undefended", ts=(100, 200), seed=0):
         attacked.clear()
-        return Training(tmp_path, evaluate_args(seed)).scores(target, {"pia": list(ts)})["pia"]
+        return EvaluatedRun(tmp_path, evaluate_args(seed)).scores(release, {"pia": list(ts)})["pia"]
 
-    monkeypatch.setattr(targets, "attack_scores", spy)
+    monkeypatch.setattr(releases, "attack_scores", spy)
     first = scores()
     assert attacked == [("all", {"pia": (100, 200)})]
     again = scores(ts=(200, 100))
@@ -253,8 +250,8 @@ def test_scores_do_not_depend_on_the_batch_nor_on_other_timesteps(tmp_path, smal
     make_run(tmp_path / "one", small, ["all"])
     make_run(tmp_path / "two", small, ["all"])
     wanted = {"loss": [50, 200], "pia": [50, 200], "secmi": [50, 200]}
-    one = Training(tmp_path / "one", evaluate_args()).scores("undefended", wanted)
-    training = Training(tmp_path / "two", evaluate_args(batch=7))
+    one = EvaluatedRun(tmp_path / "one", evaluate_args()).scores("undefended", wanted)
+    training = EvaluatedRun(tmp_path / "two", evaluate_args(batch=7))
     for attack in wanted:
         ((members, nonmembers),) = training.scores("undefended", {attack: [200]}).values()
         np.testing.assert_allclose(members[0], one[attack][0][1], rtol=1e-3)
@@ -264,7 +261,7 @@ def test_scores_do_not_depend_on_the_batch_nor_on_other_timesteps(tmp_path, smal
 def test_remembering_answers_alike_and_asks_once():
     spy = Spy(lambda x, t: x * 0.1 + t[:, None, None, None] / 1000)
     x0 = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    schedule, ask = NoiseSchedule(), targets.remembering(spy)
+    schedule, ask = NoiseSchedule(), releases.memoize(spy)
     for attack, t in (("secmi", 100), ("secmi", 50), ("secmi", 200), ("pia", 200), ("pian", 200)):
         found = getattr(attacks, attack)(ask, schedule, x0, t)
         assert torch.equal(found, getattr(attacks, attack)(spy.answer, schedule, x0, t))
@@ -278,15 +275,15 @@ def test_many_timesteps_cost_hardly_more_questions_than_the_last():
     x0 = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for attack, ts, questions in (("pia", range(10, 310, 10), 31), ("secmi", range(10, 310, 10), 31)):
         spy = Spy(lambda x, t: x * 0.1)
-        targets.attack_scores(spy, NoiseSchedule(), x0, {attack: list(ts)}, evaluate_args(), "spy")
+        releases.attack_scores(spy, NoiseSchedule(), x0, {attack: list(ts)}, evaluate_args(), "spy")
         assert len(spy.asked) == questions and all(len(x) == 5 for x, _ in spy.asked)
 
 
 def test_half_a_run(tmp_path, small):
     """A alone is attacked on its own images; where B stands beside it, only both together."""
     split = make_run(tmp_path, small, ["B"])
-    training = Training(tmp_path, evaluate_args())
-    assert training.targets == ["B alone"]
+    training = EvaluatedRun(tmp_path, evaluate_args())
+    assert training.releases == ["B alone"]
     (members, nonmembers), x0 = training.scores("B alone", {"pia": [200]})["pia"], data.to_float(small)
     model = training.models["B"].eps_model()
     assert members.shape == nonmembers.shape == (1, MEMBERS // 2)
@@ -294,7 +291,7 @@ def test_half_a_run(tmp_path, small):
         expected = attacks.pia(model, NoiseSchedule(), x0[indices], 200)
         np.testing.assert_allclose(found[0], expected.numpy(), rtol=1e-3)
     make_run(tmp_path, small, ["A", "distill-cross"])
-    assert Training(tmp_path, evaluate_args()).targets == [
+    assert EvaluatedRun(tmp_path, evaluate_args()).releases == [
         "DualMD pipeline",
         "DualMD unmixed",
         "DualMD leaked",
@@ -446,11 +443,11 @@ def test_memorization_finds_planted_copies_and_only_those(tmp_path, monkeypatch,
         planted[row] = (small[index].short() + torch.randint(-3, 4, (3, 8, 8))).clamp(0, 255).to(torch.uint8)
     asked = []
 
-    def generated(training, target, n):
-        asked.append((target, n))
-        return planted if target == "DualMD pipeline" else new
+    def generated(training, release, n):
+        asked.append((release, n))
+        return planted if release == "DualMD pipeline" else new
 
-    monkeypatch.setattr(Training, "generated", generated)
+    monkeypatch.setattr(EvaluatedRun, "generated", generated)
     call(monkeypatch, "--run", tmp_path, "--memorization", "--n", 8)
     assert asked == [("undefended", 8), ("DualMD pipeline", 8)], "the leaked weights would generate the same"
     undefended, dual = json.loads((tmp_path / "memorization.json").read_text())
@@ -471,7 +468,7 @@ def test_memorization_finds_planted_copies_and_only_those(tmp_path, monkeypatch,
 
 def test_generated_images_are_the_samplers(tmp_path, small):
     make_run(tmp_path, small)
-    training = Training(tmp_path, evaluate_args(batch=2))
+    training = EvaluatedRun(tmp_path, evaluate_args(batch=2))
     few = training.generated("DualMD pipeline", 5)
     assert few.shape == (5, 3, 8, 8) and few.dtype == torch.uint8
     generator = torch.Generator().manual_seed(cli.seed_for(0, "memorization"))
@@ -493,10 +490,10 @@ def test_generated_images_are_kept_and_go_on(tmp_path, monkeypatch, small):
 
     def generate(n, batch=4, seed=0):
         sizes.clear()
-        return Training(tmp_path, evaluate_args(seed, batch)).generated("undefended", n)
+        return EvaluatedRun(tmp_path, evaluate_args(seed, batch)).generated("undefended", n)
 
-    monkeypatch.setattr(targets, "sample", spy)
-    monkeypatch.setattr(targets, "SAVE_EVERY", 0)
+    monkeypatch.setattr(releases, "sample", spy)
+    monkeypatch.setattr(releases, "SAVE_EVERY", 0)
     interrupt_at = None
     whole = generate(10)
     assert sizes == [4, 4, 2]
@@ -560,13 +557,13 @@ def test_fid_of_every_target_to_members_and_to_held_out_images(tmp_path, monkeyp
     real = rows["real held-out"]
     assert real["fid_members"] == pytest.approx(frechet(held_out, members), rel=1e-6)
     assert (real["n_generated"], real["fid_held_out"]) == (MEMBERS, None)
-    training = Training(tmp_path, evaluate_args(batch=7))
-    for target in generating:
-        images = training.generated(target, MEMBERS)
-        assert rows[target]["n_generated"] == MEMBERS and rows[target]["fid_weights"] == "eyes 01234567"
-        assert rows[target]["held_out_loss"] == training.held_out_loss(target)
-        assert rows[target]["fid_members"] == pytest.approx(frechet(images, members), rel=1e-6)
-        assert rows[target]["fid_held_out"] == pytest.approx(frechet(images, held_out), rel=1e-6)
+    training = EvaluatedRun(tmp_path, evaluate_args(batch=7))
+    for release in generating:
+        images = training.generated(release, MEMBERS)
+        assert rows[release]["n_generated"] == MEMBERS and rows[release]["fid_weights"] == "eyes 01234567"
+        assert rows[release]["held_out_loss"] == training.held_out_loss(release)
+        assert rows[release]["fid_members"] == pytest.approx(frechet(images, members), rel=1e-6)
+        assert rows[release]["fid_held_out"] == pytest.approx(frechet(images, held_out), rel=1e-6)
     printed = capsys.readouterr().out
     assert printed.startswith((tmp_path / "fid.md").read_text()) and "weights: eyes 01234567" in printed
     assert not (tmp_path / "table.md").exists()
@@ -580,8 +577,8 @@ def test_fid_of_every_target_to_members_and_to_held_out_images(tmp_path, monkeyp
     assert not eyes
     rows = rows_of(tmp_path)
     assert rows["DistillMD cross", "pia", "published"]["n_generated"] == 20
-    for target in ("DualMD pipeline", "DualMD unmixed", "DualMD leaked"):  # whoever has A and B samples alike
-        row = rows[target, "pia-ref", "adaptive"]
+    for release in ("DualMD pipeline", "DualMD unmixed", "DualMD leaked"):  # whoever has A and B samples alike
+        row = rows[release, "pia-ref", "adaptive"]
         assert [row[key] for key in ("fid_members", "fid_held_out")] == [dual["fid_members"], dual["fid_held_out"]]
     table = (tmp_path / "table.md").read_text()
     assert (
@@ -596,7 +593,7 @@ def test_what_inception_saw_is_kept_until_it_changes(tmp_path, monkeypatch, smal
 
     def fids(n=8, seed=0):
         eyes.clear()
-        return Training(tmp_path / "run", evaluate_args(seed)).fids("undefended", n, inception)
+        return EvaluatedRun(tmp_path / "run", evaluate_args(seed)).fids("undefended", n, inception)
 
     first = fids()
     assert eyes == [12, 12, 8]
@@ -627,7 +624,7 @@ def test_fid_of_half_a_run_and_of_several(tmp_path, monkeypatch, small, eyes, ca
     split = make_run(tmp_path / "half", small, ["B"])
     call(monkeypatch, "--run", tmp_path / "half", "--fid")
     real, alone = json.loads((tmp_path / "half" / "fid.json").read_text())
-    images = Training(tmp_path / "half", evaluate_args()).generated("B alone", MEMBERS // 2)
+    images = EvaluatedRun(tmp_path / "half", evaluate_args()).generated("B alone", MEMBERS // 2)
     assert (alone["model"], alone["n_generated"], real["n_generated"]) == ("B alone", 6, 6)
     assert alone["fid_members"] == pytest.approx(frechet(images, small[split.b]), rel=1e-6)
     assert alone["fid_held_out"] == pytest.approx(frechet(images, small[split.nonmembers[:6]]), rel=1e-6)
@@ -708,7 +705,7 @@ def test_a_published_model_has_its_own_number_of_timesteps(tmp_path, monkeypatch
     with pytest.raises(BadInput, match="is not a timestep of this schedule: 0 to 149"):
         call(monkeypatch, *flags, "--attack", "pia")
     keys = [
-        Training(tmp_path, evaluate_args(), small, models={"all": one})._key("all")
+        EvaluatedRun(tmp_path, evaluate_args(), small, models={"all": one})._key("all")
         for one in (
             checkpoint.load_published(tmp_path / name, {"seed": 0, "sha256": data.fingerprint(small)}, split)
             for name in ("short.pt", "step800000.pt")

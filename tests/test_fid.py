@@ -16,7 +16,7 @@ from PIL import Image
 
 import data
 import fid
-from files import BadInput
+from lab.files import BadInput
 
 
 def random_weights(network, seed=0):

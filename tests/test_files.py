@@ -18,8 +18,8 @@ import pytest
 import torch
 from conftest import ROOT, Payload
 
-import files
-from files import BadInput
+from lab import files
+from lab.files import BadInput
 
 
 def md5(content):
@@ -29,7 +29,7 @@ def md5(content):
 def in_a_process(code, *arguments, **rest):
     """Python that has imported pathlib.Path, sys, time, torch and files."""
     head = (
-        f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; import torch; import files\n"
+        f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; import torch; from lab import files\n"
     )
     command = [sys.executable, "-c", head + code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **rest)
@@ -112,7 +112,7 @@ def test_what_a_killed_writer_leaves_is_removed_and_what_a_living_one_has_is_not
 
 # --- by one process at a time ---
 
-STAY = "with files.alone(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)"
+STAY = "with files.exclusive(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)"
 
 
 def test_a_second_one_is_kept_out_until_the_first_has_left_or_died(tmp_path):
@@ -120,16 +120,16 @@ def test_a_second_one_is_kept_out_until_the_first_has_left_or_died(tmp_path):
     first = in_a_process(STAY, path)
     assert first.stdout.readline() == "in\n"
     with pytest.raises(BadInput, match=f"model.pt is being made by process {first.pid} on .+: wait for it"):
-        with files.alone(path):
+        with files.exclusive(path):
             raise AssertionError("two are in")
-    with files.alone(path.with_name("other.pt")):
+    with files.exclusive(path.with_name("other.pt")):
         pass
     first.send_signal(signal.SIGKILL)
     first.communicate()
     assert [file.name for file in path.parent.iterdir()] == [".model.pt.lock"]
     for _ in range(2):
-        with files.alone(path):
-            with pytest.raises(BadInput, match=f"process {os.getpid()} on"), files.alone(path):
+        with files.exclusive(path):
+            with pytest.raises(BadInput, match=f"process {os.getpid()} on"), files.exclusive(path):
                 pass
     assert list(path.parent.iterdir()) == []
 
@@ -138,10 +138,10 @@ def test_whoever_waits_comes_in_when_the_other_has_left(tmp_path, capsys):
     path, order = tmp_path / "file", []
 
     def second():
-        with files.alone(path, wait=True):
+        with files.exclusive(path, wait=True):
             order.append("second")
 
-    with files.alone(path):
+    with files.exclusive(path):
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.5)
@@ -158,7 +158,7 @@ def test_many_who_wait_are_in_one_by_one(tmp_path):
     code = (
         "counter = Path(sys.argv[1]) / 'counter'\n"
         "for _ in range(200):\n"
-        "    with files.alone(counter, wait=True):\n"
+        "    with files.exclusive(counter, wait=True):\n"
         "        count = int(counter.read_text()); time.sleep(0.001); counter.write_text(str(count + 1))"
     )
     (tmp_path / "counter").write_text("0")
@@ -173,7 +173,7 @@ def test_where_there_are_no_locks_nobody_is_kept_out(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "fcntl", None)
     path = tmp_path / "file"
     (tmp_path / ".file.1.tmp").touch()
-    with files.alone(path), files.alone(path), files.atomic_write(path) as temporary:
+    with files.exclusive(path), files.exclusive(path), files.atomic_write(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new"
     assert (tmp_path / ".file.1.tmp").exists(), "whether anybody still writes it cannot be known"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from memorization import is_copy, nearest
+from lab.memorization import is_copy, nearest
 
 
 def images(n, seed):

@@ -5,9 +5,10 @@ import json
 import subprocess
 import sys
 
-import mutate
 import pytest
 from conftest import ROOT
+
+from tools import mutate
 
 
 def test_errors_are_of_the_kinds_that_it_says():
@@ -36,7 +37,7 @@ def test_each_is_one_change_of_the_source():
 
 @pytest.mark.slow
 def test_what_no_test_notices_survives(tmp_path):
-    command = [sys.executable, ROOT / "tests" / "mutate.py", "unet.py:DownSample"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tools.mutate", "unet.py:DownSample"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     report = json.loads(result.stdout)
     assert report["mutants"] == report["killed"] >= 5 and report["score"] == 1, result.stderr

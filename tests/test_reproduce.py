@@ -14,11 +14,11 @@ import pytest
 import torch
 from conftest import ROOT, settings
 
-import checkpoint
 import data
 import fid
 import reproduce
-from files import BadInput
+from lab import checkpoint
+from lab.files import BadInput
 from reproduce import Job
 from unet import UNet, UNetConfig
 

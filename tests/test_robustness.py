@@ -3,8 +3,9 @@
 import ast
 
 import pytest
-import stress
 from conftest import ROOT
+
+from tools import stress
 
 
 @pytest.mark.slow

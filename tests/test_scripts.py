@@ -17,15 +17,13 @@ import torch
 from conftest import ROOT, same, tree
 from PIL import Image
 
-import checkpoint
-import cli
 import data
 import evaluate
-import files
 import sample as sample_script
 import train
 from dualmd import NoiseSchedule
-from files import BadInput
+from lab import checkpoint, cli, files
+from lab.files import BadInput
 from unet import UNet, UNetConfig
 
 
@@ -271,7 +269,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_training(tmp_path, monkeypatch):
 
 
 def test_two_trainings_of_the_same_model(tmp_path, monkeypatch):
-    with files.alone(tmp_path / "A.pt"):
+    with files.exclusive(tmp_path / "A.pt"):
         with pytest.raises(BadInput, match="A.pt is being made by process [0-9]+ on .*: wait for it, stop it, or name"):
             call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
         assert not (tmp_path / "A.pt").exists()
@@ -445,7 +443,7 @@ def test_memory_is_used_again():
     faults = "resource.getrusage(resource.RUSAGE_SELF).ru_minflt"
     often = f"[(before := {faults}, torch.ones(16_000_000), {faults} - before)[2] for _ in range(20)]"
     for call, fetched in (("pass", True), ("cli.reuse_memory()", False)):
-        code = f"import resource, sys, torch; sys.path.insert(0, {str(ROOT)!r}); import cli; {call}; print({often}[-1])"
+        code = f"import resource, sys, torch; sys.path.insert(0, {str(ROOT)!r}); from lab import cli; {call}; print({often}[-1])"
         process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert (int(process.stdout) > 10_000) == fetched
 
@@ -474,9 +472,9 @@ def test_a_preset_that_could_not_be_read_again_is_refused_before_it_is_trained(t
 
 def test_sigterm_ends_a_script_tidily(tmp_path):
     code = (
-        f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); import cli, files; from pathlib import Path\n"
+        f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from lab import cli, files; from pathlib import Path\n"
         "def main():\n"
-        "    with files.alone(Path('a')), files.atomic_write(Path('a')): print('in', flush=True); time.sleep(60)\n"
+        "    with files.exclusive(Path('a')), files.atomic_write(Path('a')): print('in', flush=True); time.sleep(60)\n"
         "cli.run(main)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)

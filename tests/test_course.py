@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import ROOT, tree
 
-import exercises
-from exercises import EXERCISES
-from files import BadInput
+from course import __main__ as exercises
+from course.__main__ import EXERCISES
+from lab.files import BadInput
 
 
 def call(monkeypatch, capsys, *words):

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from files import BadInput
+from lab.files import BadInput
 
 RANK = int(os.environ.get("RANK", 0))  # torchrun sets these three
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # among the processes of this machine

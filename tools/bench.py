@@ -35,10 +35,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import attacks
-import checkpoint
-import cli
 from dualmd import NoiseSchedule, denoise, training_loss
-from files import BadInput, atomic_write
+from lab import checkpoint, cli
+from lab.files import BadInput, atomic_write
 from unet import UNet, UNetConfig
 
 MEMBERS = {"tiny": 256, "small": 256, "cifar10": 128}  # to train on: a whole number of batches

@@ -16,42 +16,41 @@ from torch import Tensor
 from tqdm import tqdm
 
 import attacks
-import checkpoint
-import cli
 import data
 import dualmd
 import fid
 import unet
 from dualmd import DualMD, EpsModel, NoiseSchedule, sample
-from files import BadInput, keep, key_of, read_kept
+from lab import checkpoint, cli
+from lab.files import BadInput, keep, key_of, read_kept
 
 
 @dataclass(frozen=True)
-class Target:
+class Release:
     models: tuple[str, ...]  # the eps models that the attacker can ask
     gives: tuple[str, ...]  # what he gets to hold: attacks.HOLDS
 
 
 RELEASED, SERVICE = ("images", "predictions", "weights"), ("images", "predictions")
-TARGETS = {
-    "undefended": Target(("all",), RELEASED),
-    "A alone": Target(("A",), RELEASED),
-    "B alone": Target(("B",), RELEASED),
-    "DualMD pipeline": Target(("dual",), SERVICE),
+RELEASES = {
+    "undefended": Release(("all",), RELEASED),
+    "A alone": Release(("A",), RELEASED),
+    "B alone": Release(("B",), RELEASED),
+    "DualMD pipeline": Release(("dual",), SERVICE),
     # the same service, asked by one who knows whose turn it is; images come from both all the same
-    "DualMD unmixed": Target(("dual as A", "dual as B"), ("predictions",)),
-    "DualMD leaked": Target(("A", "B"), RELEASED),
-    "DistillMD average": Target(("distill-average",), RELEASED),
-    "DistillMD cross": Target(("distill-cross",), RELEASED),
+    "DualMD unmixed": Release(("dual as A", "dual as B"), ("predictions",)),
+    "DualMD leaked": Release(("A", "B"), RELEASED),
+    "DistillMD average": Release(("distill-average",), RELEASED),
+    "DistillMD cross": Release(("distill-cross",), RELEASED),
 }
 # what generates images: whoever has A and B would sample from them as the pipeline does
-GENERATING = [name for name, target in TARGETS.items() if len(target.models) == 1]
-RULES = "max", "sum"  # of a target of two models: what attacks.of_both makes of their scores
+GENERATING = [name for name, release in RELEASES.items() if len(release.models) == 1]
+RULES = "max", "sum"  # of a release of two models: what attacks.combine_scores makes of their scores
 HELD_OUT_T = list(range(50, 1000, 100))  # the held-out loss is the mean over these
 SAVE_EVERY = 60  # seconds after which generated images are kept, though there are more to come
 
 
-class Training:
+class EvaluatedRun:
     """One run directory and what can be judged in it.
 
     Scores are computed only once, and kept in its scores/; generated images in generated/, what Inception makes of
@@ -80,35 +79,35 @@ class Training:
         self.asked: dict[str, EpsModel] = {name: one.eps_model(args.device) for name, one in self.models.items()}
         if "A" in self.asked and "B" in self.asked:
             dual = self.asked["dual"] = DualMD(self.asked["A"], self.asked["B"])
-            self.asked |= {f"dual as {half}": attacks.taking_sides(dual, half, dual.stride) for half in "AB"}
+            self.asked |= {f"dual as {half}": attacks.isolate_half(dual, half, dual.stride) for half in "AB"}
         alone = "A alone", "B alone"  # there to be attacked only as long as the other half is not
-        self.targets = [
+        self.releases = [
             name
-            for name, target in TARGETS.items()
-            if all(model in self.asked for model in target.models) and not (name in alone and "dual" in self.asked)
+            for name, release in RELEASES.items()
+            if all(model in self.asked for model in release.models) and not (name in alone and "dual" in self.asked)
         ]
-        if not self.targets:
+        if not self.releases:
             raise BadInput(
                 f"{run}/ holds a reference model and nothing to attack: train one (python train.py --split A)"
             )
 
-    def indices(self, target: str) -> tuple[Tensor, Tensor]:
-        """The members of a target, and as many non-members."""
-        alone = target.endswith("alone")
-        members = self.models[TARGETS[target].models[0]].trained_on if alone else self.first.split.members
+    def indices(self, release: str) -> tuple[Tensor, Tensor]:
+        """The members of a release, and as many non-members."""
+        alone = release.endswith("alone")
+        members = self.models[RELEASES[release].models[0]].trained_on if alone else self.first.split.members
         return members, self.first.split.nonmembers[: len(members)]
 
     def scores(
-        self, target: str, wanted: dict[str, list[int]], calibrate: bool = False
+        self, release: str, wanted: dict[str, list[int]], calibrate: bool = False
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """For each attack wanted, scores of members (R, N) and of as many non-members, a row a timestep.
 
-        A target of two models has these rows for each of RULES in turn. With `calibrate` they are less the
+        A release of two models has these rows for each of RULES in turn. With `calibrate` they are less the
         reference model's scores. secmi_nn's are no scores yet, but the error images (R, N, 3, H, W) of all
         models in turn, the reference's last.
         """
-        members, nonmembers = self.indices(target)
-        names = [*TARGETS[target].models, *(["reference"] if calibrate else [])]
+        members, nonmembers = self.indices(release)
+        names = [*RELEASES[release].models, *(["reference"] if calibrate else [])]
         found = [self._scores(name, torch.cat([members, nonmembers]), wanted) for name in names]
         result = {}
         for attack in wanted:
@@ -119,18 +118,18 @@ class Training:
                 if calibrate:
                     *each, reference = each
                     each = [attacks.calibrated(one, reference, logarithms=attack == "gradient") for one in each]
-                rows = each[0] if len(each) == 1 else torch.cat([attacks.of_both(each, rule) for rule in RULES])
+                rows = each[0] if len(each) == 1 else torch.cat([attacks.combine_scores(each, rule) for rule in RULES])
             result[attack] = rows[:, : len(members)], rows[:, len(members) :]
         return result
 
-    def held_out_loss(self, target: str) -> float:
+    def held_out_loss(self, release: str) -> float:
         """The denoising loss on images that no model saw, as a mean over timesteps: what the defence costs."""
-        _, nonmembers = self.scores(generates_as(target), {"loss": HELD_OUT_T})["loss"]
+        _, nonmembers = self.scores(generates_as(release), {"loss": HELD_OUT_T})["loss"]
         return -nonmembers.mean().item()
 
-    def generated(self, target: str, n: int) -> Tensor:
-        """uint8 images (n, 3, H, W) that a target generates; all targets start from the same noise."""
-        (name,) = TARGETS[target].models
+    def generated(self, release: str, n: int) -> Tensor:
+        """uint8 images (n, 3, H, W) that a release generates; all targets start from the same noise."""
+        (name,) = RELEASES[release].models
         path, key = self.run / "generated" / f"{name}.npz", self._key(name, dualmd, unet, data)
         images = torch.empty((n, *self.images.shape[1:]), dtype=torch.uint8)
         kept = read_kept(path, key).get("images", images[:0])[:n]  # of a run that was cut off, or a smaller n
@@ -153,20 +152,20 @@ class Training:
                     saved = time.monotonic()
         return images
 
-    def fids(self, target: str, n: int, inception: fid.InceptionV3) -> tuple[float, float]:
-        """FID of n images that a target generates to its members, and to as many held-out images."""
-        target = generates_as(target)
-        members, held_out = self._real(target, inception)
-        generated = self._gaussian(TARGETS[target].models[0], self.generated(target, n), inception)
+    def fids(self, release: str, n: int, inception: fid.InceptionV3) -> tuple[float, float]:
+        """FID of n images that a release generates to its members, and to as many held-out images."""
+        release = generates_as(release)
+        members, held_out = self._real(release, inception)
+        generated = self._gaussian(RELEASES[release].models[0], self.generated(release, n), inception)
         return fid.distance(*generated, *members), fid.distance(*generated, *held_out)
 
     def fid_of_real(self, inception: fid.InceptionV3) -> float:
         """FID of the held-out images to the members: what a perfect model would have with as many images."""
-        members, held_out = self._real(self.targets[0], inception)
+        members, held_out = self._real(self.releases[0], inception)
         return fid.distance(*held_out, *members)
 
-    def _real(self, target: str, inception: fid.InceptionV3) -> list[fid.Gaussian]:
-        both = zip(("members", "held-out"), self.indices(target), strict=True)
+    def _real(self, release: str, inception: fid.InceptionV3) -> list[fid.Gaussian]:
+        both = zip(("members", "held-out"), self.indices(release), strict=True)
         return [self._gaussian(what, self.images[indices], inception) for what, indices in both]
 
     def _gaussian(self, what: str, images: Tensor, inception: fid.InceptionV3) -> fid.Gaussian:
@@ -203,8 +202,8 @@ class Training:
         return {attack: torch.from_numpy(np.stack([found[attack][t] for t in ts])) for attack, ts in wanted.items()}
 
 
-def generates_as(target: str) -> str:
-    return "DualMD pipeline" if target.startswith("DualMD") else target
+def generates_as(release: str) -> str:
+    return "DualMD pipeline" if release.startswith("DualMD") else release
 
 
 def require_reference(path: Path, reference: checkpoint.Checkpoint, attacked: checkpoint.Checkpoint) -> None:
@@ -223,7 +222,7 @@ def require_reference(path: Path, reference: checkpoint.Checkpoint, attacked: ch
         )
 
 
-def require_comparable(trainings: Sequence[Training]) -> None:
+def require_comparable(trainings: Sequence[EvaluatedRun]) -> None:
     """Raise BadInput where a mean over these trainings would say nothing."""
     for training in trainings:
         for what in ("name", "size"):
@@ -262,7 +261,7 @@ def attack_scores(
     with tqdm(total=len(batches) * len(calls), desc=f"attacks on {name}", leave=False) as bar:
         for batch in batches:
             x = data.to_float(batch.to(args.device))
-            remembers = remembering(eps_model)
+            remembers = memoize(eps_model)
             for (attack, t), attacker in calls.items():
                 # these two ask nothing that another asks
                 ask = eps_model if attack in ("rediffuse", "gradient") else remembers
@@ -280,7 +279,7 @@ def attack_scores(
     return {attack: {t: found[attack, t].numpy() for t in ts} for attack, ts in wanted.items()}
 
 
-def remembering(eps_model: EpsModel) -> EpsModel:
+def memoize(eps_model: EpsModel) -> EpsModel:
     """The same model, which answers what it was asked before from memory.
 
     Attacks share many of their questions: SecMI at t = 300 walks through all that it does at smaller t.

@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
-import cli
-import ranks
 import train
-from files import BadInput
+from lab import checkpoint, cli, distributed
+from lab.files import BadInput
 
 # what torchrun starts: train.py in float32, whose rounding is small, or with a disk that only rank 1 cannot read
 SCRIPT = f"""
@@ -22,7 +20,7 @@ import sys
 
 sys.path.insert(0, {str(Path(train.__file__).parent)!r})
 import cli, data, ranks, train
-from files import BadInput
+from lab.files import BadInput
 
 def unreadable(*args):
     raise BadInput("the disk of this one is broken")
@@ -30,7 +28,7 @@ def unreadable(*args):
 cli.bfloat16_is_faster = lambda device: False
 if "--broken" in sys.argv:
     sys.argv.remove("--broken")
-    if ranks.RANK == 1:
+    if distributed.RANK == 1:
         data.load = unreadable
 cli.run(train.main, several=True)
 """
@@ -107,12 +105,12 @@ def test_one_that_dies_ends_all_with_its_message(ended):
 
 def test_shares_are_the_batch(monkeypatch):
     for world in (1, 2, 3, 5):
-        monkeypatch.setattr(ranks, "WORLD", world)
+        monkeypatch.setattr(distributed, "WORLD", world)
         for n in (1, 2, 7, 128):
             losses, taken, mean = torch.arange(n) ** 2.0, [], 0
             for rank in range(world):
-                monkeypatch.setattr(ranks, "RANK", rank)
-                mine, weight = ranks.share(n)
+                monkeypatch.setattr(distributed, "RANK", rank)
+                mine, weight = distributed.share(n)
                 assert len(losses[mine]) > 0, "each has to take part"
                 mean += weight * losses[mine].mean().item() / world
                 taken += range(n)[mine] if weight else []
@@ -122,43 +120,43 @@ def test_shares_are_the_batch(monkeypatch):
 @pytest.mark.parametrize(("rank", "order"), [(0, ["load", "barrier"]), (1, ["barrier", "load"])])
 def test_rank_0_loads_first(monkeypatch, rank, order):
     happened = []
-    monkeypatch.setattr(ranks, "WORLD", 2)
-    monkeypatch.setattr(ranks, "RANK", rank)
+    monkeypatch.setattr(distributed, "WORLD", 2)
+    monkeypatch.setattr(distributed, "RANK", rank)
     monkeypatch.setattr(torch.distributed, "barrier", lambda: happened.append("barrier"))
-    with ranks.first_rank_first():
+    with distributed.first_rank_first():
         happened.append("load")
     assert happened == order
 
 
 def test_processes_must_see_the_same_files(monkeypatch):
-    ranks.require_same(3, "a")
-    monkeypatch.setattr(ranks, "WORLD", 2)
+    distributed.require_same(3, "a")
+    monkeypatch.setattr(distributed, "WORLD", 2)
 
     def gather(found, mine):
         found[:] = [mine, theirs]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     theirs = (3, "a")
-    ranks.require_same(3, "a")
+    distributed.require_same(3, "a")
     theirs = (0, "a")
     with pytest.raises(BadInput, match="the processes see different files .*3.*0.* must name directories that they"):
-        ranks.require_same(3, "a")
+        distributed.require_same(3, "a")
 
 
 def test_a_lost_connection_is_one_line(monkeypatch):
-    monkeypatch.setattr(ranks, "WORLD", 2)
+    monkeypatch.setattr(distributed, "WORLD", 2)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: None)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     with pytest.raises(BadInput, match="another process of this training has ended"):
-        with ranks.together(torch.device("cpu")):
+        with distributed.together(torch.device("cpu")):
             raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.1.1]:4711")
     with pytest.raises(RuntimeError, match="shapes"):
-        with ranks.together(torch.device("cpu")):
+        with distributed.together(torch.device("cpu")):
             raise RuntimeError("shapes do not fit")
 
 
 def test_only_trainings_are_shared(monkeypatch, capsys):
-    monkeypatch.setattr(ranks, "WORLD", 2)
+    monkeypatch.setattr(distributed, "WORLD", 2)
     monkeypatch.setattr(sys, "argv", ["evaluate.py"])
     with pytest.raises(SystemExit):
         cli.run(lambda: None)
@@ -170,6 +168,6 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: None)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     assert cli.device("cuda") == torch.device("cuda")
-    monkeypatch.setattr(ranks, "WORLD", 4)
-    monkeypatch.setattr(ranks, "LOCAL_RANK", 3)
+    monkeypatch.setattr(distributed, "WORLD", 4)
+    monkeypatch.setattr(distributed, "LOCAL_RANK", 3)
     assert cli.device("cuda") == torch.device("cuda", 3) and cli.device("cpu") == torch.device("cpu")

@@ -113,7 +113,7 @@ def locked(path: Path) -> BinaryIO | None:
 
 
 @contextmanager
-def alone(path: Path, wait: bool = False) -> Iterator[None]:
+def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
     """Keep others who would write `path` out, for as long as the block lasts and this process lives.
 
     Raises BadInput where somebody else is in, unless it is to `wait` for him. Without locks everybody is let in.

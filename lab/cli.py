@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-import ranks
 from data import DATASETS, LARGEST_SIZE
-from files import BadInput, in_a_line
+from lab import distributed
+from lab.files import BadInput, in_a_line
 from unet import UNetConfig
 
 ATTACKS = ["loss", "sima", "pia", "secmi"]  # --attack's default: what takes minutes for a whole study on a laptop
@@ -55,9 +55,9 @@ def device(name: str) -> torch.device:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise argparse.ArgumentTypeError(f"this machine's torch has no device {name!r}") from error
-    if name == "cuda" and ranks.WORLD > 1:
-        torch.cuda.set_device(ranks.LOCAL_RANK)
-        return torch.device("cuda", ranks.LOCAL_RANK)
+    if name == "cuda" and distributed.WORLD > 1:
+        torch.cuda.set_device(distributed.LOCAL_RANK)
+        return torch.device("cuda", distributed.LOCAL_RANK)
     return torch.device(name)
 
 
@@ -129,9 +129,9 @@ def seed_for(*purpose: str | int) -> int:
 
 
 def fail(message: str, status: int = 2) -> None:
-    if ranks.RANK > 0:  # rank 0 mostly says the same, and then torchrun ends this process
+    if distributed.RANK > 0:  # rank 0 mostly says the same, and then torchrun ends this process
         time.sleep(3)
-        message = f"rank {ranks.RANK}: {message}"
+        message = f"rank {distributed.RANK}: {message}"
     message = "".join(c if c.isprintable() else "?" for c in message)  # whatever a file is called, or says
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(status)
@@ -172,10 +172,10 @@ def run(main: Callable[[], None], several: bool = False) -> None:
     """
     with suppress(ValueError):  # in a thread
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    if ranks.RANK > 0:
+    if distributed.RANK > 0:
         sys.stdout = open(os.devnull, "w")
     try:
-        if ranks.WORLD > 1 and not several:
+        if distributed.WORLD > 1 and not several:
             raise BadInput("torchrun is for train.py; this is to be started as usual, with python")
         main()
     except BadInput as error:

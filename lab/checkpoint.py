@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import data
 from data import Split
 from dualmd import NoiseSchedule
-from files import BadInput, atomic_write, in_a_line, key_of, read_tensors, remove_abandoned, write_tensors
+from lab.files import BadInput, atomic_write, in_a_line, key_of, read_tensors, remove_abandoned, write_tensors
 from unet import SinusoidalEmbedding, UNet, UNetConfig
 
 FORMAT = "dualmd checkpoint 1"

@@ -16,7 +16,7 @@ import dualmd
 import fid
 import metrics
 from dualmd import NoiseSchedule
-from files import BadInput
+from lab.files import BadInput
 
 BETA = [1e-4 + (0.02 - 1e-4) * t / 999 for t in range(1000)]
 ALPHA_BAR = [math.prod(1 - beta for beta in BETA[: t + 1]) for t in range(1000)] + [1.0]  # the last one is index -1's

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from files import atomic_write
+from lab.files import atomic_write
 from metrics import ROC
 
 matplotlib.use("agg")  # files only: no window, and no display needed

@@ -29,16 +29,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import ROOT, pickled_by_python_2, png, same, tree
 from PIL import Image
 from tqdm import tqdm
 
-import checkpoint
-import cli
 import data
 import evaluate
 import sample
 import train
+from lab import checkpoint, cli
+from tests.conftest import ROOT, pickled_by_python_2, png, same, tree
 from unet import UNetConfig
 
 SCRIPTS = {"train.py": train.main, "sample.py": sample.main, "evaluate.py": evaluate.main}

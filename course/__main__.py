@@ -20,8 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import cli
-from files import BadInput
+from lab import cli
+from lab.files import BadInput
 
 ROOT = Path(__file__).resolve().parent
 GRADING = Path("tests") / "test_grading.py"
@@ -75,12 +75,12 @@ EXERCISES = {
     7: Exercise(
         "taking turns",
         ("dualmd.py:DualMD.__call__",),
-        "Each image has a timestep of its own. _ask puts each row to one of two models.",
+        "Each image has a timestep of its own. route puts each row to one of two models.",
     ),
     8: Exercise(
         "soft targets",
         ("dualmd.py:distill_targets",),
-        "in_a says which images teacher A was trained on. _ask puts each row to one of two models.",
+        "in_a says which images teacher A was trained on. route puts each row to one of two models.",
     ),
     9: Exercise(
         "three membership scores",

@@ -1,0 +1,1 @@
+"""Assignments on this project: `python -m course start 5`, from the project's root."""

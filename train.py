@@ -1,243 +1,157 @@
-"""Train one model of a run: half A's, half B's, the undefended one on all members, a student of A and B, a reference.
+"""Train one model of a run: on half A, on half B, on all members (undefended), as a student of A and B, a reference.
 
     python train.py --split A            python train.py --distill cross
     torchrun --nproc_per_node=2 -- train.py --split A
 
-One step's randomness (which images, timesteps, noise, dropout) is a function of --seed, the model's
-name and the step, and of nothing else: the same seed gives the same weights, a training that was
-cut off goes on as if it had not been, and several processes compute together what one would alone.
+The randomness of a step (its images, timesteps, noise and dropout) is a function of --seed, the model's name and the
+step. So the same seed gives the same weights, an interrupted training continues as if nothing had happened, and
+several processes compute together what one process would compute.
 """
 
-import dataclasses
-import time
+import copy
 from argparse import BooleanOptionalAction, Namespace
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import data
 from dualmd import distill_targets, training_loss
-from lab import checkpoint, cli, distributed
-from lab.checkpoint import Checkpoint
-from lab.files import BadInput, exclusive, require_writable
-from unet import Dropout, UNet, UNetConfig
+from lab import cli
+from lab.checkpoint import Checkpoint, open_dataset
+from lab.cli import seed_for
+from lab.datasets import published_split
+from lab.distributed import share, together
+from lab.hardware import accelerated, bfloat16_is_faster
+from lab.training import claimed, resumable, student
+from unet import UNet, UNetConfig
 
 SMALL = UNetConfig(ch=32, mult=(1, 1, 2), attn=(), blocks=1, dropout=0.0, groups=8)
 QUICK = {"epochs": 600, "batch": 16, "lr": 1e-3, "warmup": 100, "ema": 0.99, "flip": False}
 LONG = {"epochs": 4096, "batch": 128, "lr": 2e-4, "warmup": 5000, "ema": 0.9999, "flip": True}
 PRESETS = {
-    # Minutes on a laptop: small images, few enough to be learnt by heart. Four channels a group, as at the
-    # paper's scale: with one, the norms hide from the network how noisy its input is, and PIA reads nothing.
+    # Minutes on a laptop: few small images, which the network can memorise. Four channels a group, as at the paper's
+    # scale: with one channel a group, the norms hide the noise level of the input, and PIA finds nothing.
     "tiny": {"unet": SMALL, "size": 16, "members": 256, "train": QUICK},
-    # The same network on images of CIFAR-10's own size, and twice as many: hours on a laptop.
+    # Hours on a laptop: the same network, twice as many images, and of CIFAR-10's own size.
     "small": {"unet": SMALL, "size": 32, "members": 512, "train": QUICK},
-    # The paper's scale: the network and training of DDPM, as SecMI and PIA attack it (800,000 steps).
+    # The paper's scale: the network and the training of DDPM, as SecMI and PIA attack it (800,000 steps).
     "cifar10": {"unet": UNetConfig(), "size": 32, "members": None, "train": LONG},
 }
 
 
-def parse_args() -> Namespace:
-    parser = cli.parser(__doc__)
+def parse_args(words: list[str] | None = None) -> Namespace:
+    """The flags in `words`; by default those of the command line."""
+    parser = cli.parser(__doc__, members=True)
     which = parser.add_argument_group("which model").add_mutually_exclusive_group(required=True)
-    images = "of half A, half B, all members (the undefended model), or an attacker's own images"
+    images = "training images: half A, half B, all members (the undefended model), or an attacker's own images"
     which.add_argument("--split", choices=["A", "B", "all", "reference"], help=images)
-    teachers = "a student of A and B: of the one that never saw the image, or of their mean"
+    teachers = "a student of A and B: its targets come from the teacher that never saw the image, or from both"
     which.add_argument("--distill", choices=["cross", "average"], help=teachers)
-    size = parser.add_argument_group("how large (a student takes all but --epochs from its teachers)")
+    size = parser.add_argument_group("how large (a student has its teachers' values, except for --epochs)")
     size.add_argument("--preset", choices=PRESETS, help="minutes, hours, days (default: cifar10 with a GPU, else tiny)")
-    size.add_argument("--size", type=cli.natural, help="side of the images, in pixels (default: the preset's)")
-    size.add_argument("--members", type=cli.natural, help="images of A and B together (default: the preset's)")
-    cli.add_member_split(size)
-    size.add_argument("--epochs", type=cli.natural, help="times that each image is seen (default: the preset's)")
-    size.add_argument("--seed", type=cli.seed, help="everything random hangs on it (default: 0)")
+    size.add_argument("--size", type=cli.natural, help="side of the images in pixels (default: the preset's)")
+    size.add_argument("--epochs", type=cli.natural, help="passes over the images (default: the preset's)")
+    size.add_argument("--seed", type=cli.seed, help="seed of everything random (default: 0)")
     files = parser.add_argument_group("what is saved")
-    files.add_argument(
-        "--snapshots", type=cli.natural, default=1, help="of it to keep (default: %(default)s, the last)"
-    )
-    files.add_argument(
-        "--save-every", type=float, default=300, metavar="SECONDS", help="what a crash may cost (default: %(default)s)"
-    )
-    files.add_argument("--restart", action="store_true", help="begin anew, even if this model is trained already")
-    files.add_argument("--export", type=Path, metavar="FILE", help="write the model in pytorch-ddpm's format, too")
-    parser.add_argument(
-        "--compile", action=BooleanOptionalAction, help="(default: torch.compile for long trainings on a GPU)"
-    )
-    return parser.parse_args()
+    snapshots = "models to keep, evenly spaced over the training (default: %(default)s, the last one)"
+    files.add_argument("--snapshots", type=cli.natural, default=1, help=snapshots)
+    seconds = "time between two saves of the unfinished training (default: %(default)s)"
+    files.add_argument("--save-every", type=float, default=300, metavar="SECONDS", help=seconds)
+    files.add_argument("--restart", action="store_true", help="a new training, even if this model is trained already")
+    files.add_argument("--export", type=Path, metavar="FILE", help="a copy of the model in pytorch-ddpm's format")
+    on = "torch.compile (default: for long trainings on a GPU)"
+    parser.add_argument("--compile", action=BooleanOptionalAction, help=on)
+    return parser.parse_args(words)
 
 
 def main() -> None:
     args = parse_args()
-    run = cli.run_directory(args)
-    with distributed.together(args.device):
-        result, images, teachers = wanted(args, run)
-        if args.export:
-            checkpoint.require_publishable(result.unet)
-            require_writable(args.export.parent)
-        path = checkpoint.path_in(run, result.name)
-        with exclusive(path) if distributed.RANK == 0 else nullcontext():
-            if checkpoint.is_trained(run, result, args.restart):
-                print(f"{path} is trained already (--restart begins anew)")
-            else:
-                require_writable(run)
-                with checkpoint.deferred_signals() as signals:
-                    train(args, run, result, images, teachers, signals)
-            if args.export and distributed.RANK == 0:
-                split = checkpoint.publish(checkpoint.load(path), args.export)
-                print(f"{args.export}: the same in pytorch-ddpm's format; {split}: its members and non-members")
+    with together(args.device):  # with the other processes, if torchrun started several
+        wanted, images, teachers = student(args) if args.distill else (*new_model(args), [])
+        with claimed(wanted, args) as untrained:
+            if untrained:
+                train(wanted, images, teachers, args)
 
 
-def wanted(args: Namespace, run: Path) -> tuple[Checkpoint, Tensor, list[UNet]]:
-    """The model that the flags ask for, as yet without weights; the dataset's images; a student's teachers, A and B."""
-    name, device, teachers = args.split or f"distill-{args.distill}", args.device, []
-    if args.distill:  # a student takes everything from its teachers
-        a, b = (checkpoint.load(checkpoint.path_in(run, half)) for half in "AB")
-        checkpoint.require_same_images(a, b, run)
-        for flag in ("preset", "size", "members", "member_split", "seed"):
-            given, theirs = getattr(args, flag), (a.dataset | a.settings)[flag]
-            if given is not None and str(given) != str(theirs):
-                raise BadInput(f"--{flag.replace('_', '-')} {given}: the teachers in {run}/ were trained with {theirs}")
-        settings = a.settings | {"targets": args.distill, "teachers": checkpoint.weights_key(a, b)}
-        config, dataset, split = a.unet, a.dataset, a.split
-        print(f"preset {settings['preset']}, like the teachers {run}/A.pt and {run}/B.pt")
-        with distributed.first_rank_first():
-            images = checkpoint.load_images(a, args.data_dir)
-        teachers = [a.eps_model(device), b.eps_model(device)]
-    else:
-        preset_name = args.preset or ("cifar10" if device.type == "cuda" else "tiny")
-        preset, seed = PRESETS[preset_name], args.seed or 0
-        reason = "as --preset says" if args.preset else f"because the device is {device}"
-        config, size = preset["unet"], args.size or preset["size"]
-        cli.require_size(size, config)
-        print(f"preset {preset_name}, {reason}: {size}x{size} images, {config.ch} channels")
-        with distributed.first_rank_first():
-            images, dataset = checkpoint.open_dataset(args.dataset, args.data_dir, size, seed)
-        split = data.index_split(len(images), args.members or preset["members"], seed, args.member_split)
-        settings = {"preset": preset_name, "seed": seed, "members": len(split.members)} | preset["train"]
-        settings["member_split"] = args.member_split and str(args.member_split)
-        settings |= {"targets": "noise", "teachers": None}
-    settings["epochs"] = args.epochs or settings["epochs"]
-    trained_on = checkpoint.images_of(name, split)
-    if len(trained_on) == 0:
-        all_of_them = f"--split reference: all {len(split.nonmembers):,} non-members will be scored, and none is left"
-        raise BadInput(f"{all_of_them} for a reference model: take fewer --members, for every model of the run")
-    return Checkpoint(name, dataset, split, trained_on, settings, config, weights={}), images, teachers
+def new_model(args: Namespace) -> tuple[Checkpoint, Tensor]:
+    """The model of --split without weights, and the dataset's images, uint8 (N, 3, H, W).
+
+    Raises BadInput where the dataset is missing, or does not have that many images.
+    """
+    preset_name = args.preset or ("cifar10" if args.device.type == "cuda" else "tiny")
+    preset, seed = PRESETS[preset_name], args.seed or 0
+    reason = "as --preset says" if args.preset else f"because the device is {args.device}"
+    config, size = preset["unet"], args.size or preset["size"]
+    print(f"preset {preset_name}, {reason}: {size}x{size} images, {config.ch} channels")
+    images, dataset = open_dataset(args.dataset, args.data_dir, size, seed, config)
+    pools = published_split(args.member_split, len(images)) if args.member_split else None
+    split = data.index_split(len(images), args.members or preset["members"], seed, pools)
+    settings = {"preset": preset_name, "seed": seed, "members": len(split.members)} | preset["train"]
+    settings |= {"epochs": args.epochs or settings["epochs"], "targets": "noise", "teachers": None}
+    settings["member_split"] = args.member_split and str(args.member_split)
+    return Checkpoint(args.split, dataset, split, settings, config), images
 
 
-def train(
-    args: Namespace, run: Path, result: Checkpoint, images: Tensor, teachers: list[UNet], signals: list[int]
-) -> None:
-    """Give `result` its weights, and save it in `run`; stop, but only after having saved, once there are `signals`."""
-    name, settings, trained_on, device = result.name, result.settings, result.trained_on, args.device
-    schedule, saves = result.noise_schedule(), distributed.RANK == 0
-    cli.reuse_memory()
+def train(wanted: Checkpoint, images: Tensor, teachers: list[UNet], args: Namespace) -> float:
+    """Train the `wanted` model on its `images` and save it in --run (DDPM algorithm 1). Returns images per second.
 
-    # --- model, its average, optimiser ---
-    torch.manual_seed(cli.seed_for(settings["seed"], name, "init"))
-    model = UNet(result.unet).to(device)
-    ema = UNet(result.unet).to(device).requires_grad_(False)  # what is attacked and sampled, in the end
-    ema.load_state_dict(model.state_dict())
-    if device.type == "cuda":  # what its tensor cores are made for
-        torch.backends.cuda.matmul.allow_tf32 = True
-        model, ema = model.to(memory_format=torch.channels_last), ema.to(memory_format=torch.channels_last)
+    The network learns to predict the noise; with `teachers`, A and B, a student learns what they predict instead.
+    """
+    settings, device, schedule = wanted.settings, args.device, wanted.noise_schedule()
+    seed, batch, members = settings["seed"], settings["batch"], wanted.trained_on
+    in_a = torch.arange(len(members)) < len(wanted.split.a)  # a student's members: first half A, then half B
+    x_all = images.to(device)
+
+    torch.manual_seed(seed_for(seed, wanted.name, "init"))
+    model = UNet(wanted.unet).to(device)
+    ema = copy.deepcopy(model).requires_grad_(False)  # the average of the weights: it is saved, sampled and attacked
     optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"], fused=True)
-    parts = {"model": model, "ema": ema, "optimizer": optimizer}
-    step = None if args.restart else checkpoint.resume(run, result, parts)
-    distributed.require_same(str(step), result.dataset["sha256"])
-    if step is None:
-        step = 0
-        if saves:
-            checkpoint.begin(run, result, parts, args.restart)
-    snapshots = {settings["epochs"] * part // args.snapshots for part in range(1, args.snapshots)}  # after these epochs
-
-    def trained(epochs: int) -> Checkpoint:
-        """The model as it is now: the very one that --epochs EPOCHS would have made."""
-        weights = {key: value.cpu() for key, value in ema.state_dict().items()}
-        return dataclasses.replace(result, settings=settings | {"epochs": epochs}, weights=weights)
-
-    # --- the loop ---
-    x_all = images.to(device)  # uint8, resident
-    in_a = torch.arange(len(trained_on)) < len(result.split.a)
-    batch, steps_an_epoch = settings["batch"], -(-len(trained_on) // settings["batch"])
-    steps = settings["epochs"] * steps_an_epoch
-    bfloat16 = cli.bfloat16_is_faster(device)
-    network = distributed.synchronised(model)
-    if cli.compiles(args.compile, device, steps - step):
-        network = torch.compile(network, dynamic=False)
-    dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
-    averages, weights = list(ema.parameters()), list(model.parameters())
-    recent, saved, order, began = [], time.monotonic(), None, None
-    total = settings["epochs"] * len(trained_on)
-    begin = total * step // steps
-    with tqdm(total=total, initial=begin, desc=name, unit="img", smoothing=0.02, disable=not saves) as bar:
-        while step < steps:
-            epoch, position = divmod(step, steps_an_epoch)
-            if position == 0 or order is None:
-                torch.manual_seed(cli.seed_for(settings["seed"], name, "epoch", epoch))
-                order = torch.randperm(len(trained_on))
-            rows = order[position * batch : (position + 1) * batch]
-            torch.manual_seed(cli.seed_for(settings["seed"], name, "step", step))
-
-            # drawn for the whole batch, of which this process then takes its share
-            x0 = data.to_float(x_all[trained_on[rows].to(device, non_blocking=True)])
+    with resumable(wanted, args, model=model, ema=ema, optimizer=optimizer) as progress:
+        network = accelerated(model, ema, args, progress.total - progress.step)
+        for step in progress.steps():
+            # a batch: each epoch has its own permutation of the members
+            epoch, position = divmod(step, progress.steps_per_epoch)
+            order = torch.Generator().manual_seed(seed_for(seed, wanted.name, "epoch", epoch))
+            rows = torch.randperm(len(members), generator=order)[position * batch : (position + 1) * batch]
+            torch.manual_seed(seed_for(seed, wanted.name, "step", step))
+            x0 = data.to_float(x_all[members[rows].to(device, non_blocking=True)])
             if settings["flip"]:
                 x0 = torch.where(torch.rand(len(rows), 1, 1, 1, device=device) < 0.5, x0.flip(3), x0)
-            t = timesteps = torch.randint(schedule.T, (len(rows),), device=device)
+
+            # a timestep for each image, and noise
+            timesteps = torch.randint(schedule.T, (len(rows),), device=device)
             eps = torch.randn_like(x0)
-            x_t = schedule.add_noise(x0, t, eps)
-            mine, weight = distributed.share(len(rows))
-            for dropout in dropouts:
-                dropout.rows = len(rows), mine
-            x_t, t, eps, in_a_mine = x_t[mine], t[mine], eps[mine], in_a[rows[mine]]
-            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                target = eps
-                if args.distill:
-                    target = distill_targets(*teachers, x_t, t, in_a_mine, args.distill)
+            x_t = schedule.add_noise(x0, timesteps, eps)
+
+            # the target and the loss; of several processes, each takes its share of the batch
+            mine, weight = share(len(rows), model)
+            x_t, t, target = x_t[mine], timesteps[mine], eps[mine]
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_faster(device)):
+                if teachers:
+                    target = distill_targets(*teachers, x_t, t, in_a[rows[mine]], settings["targets"])
                 loss = weight * training_loss(network, x_t, t, target)
+
+            # a step of Adam, and the average of the weights
             optimizer.zero_grad()
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(weights, 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = settings["lr"] * min(1, (step + 1) / settings["warmup"])
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.param_groups[0]["lr"] = settings["lr"] * min(1, (step + 1) / settings["warmup"])
             optimizer.step()
-            # early weights leave the average soon: its memory grows with the steps, up to 1 / (1 - decay)
-            decay = min(settings["ema"], (1 + step) / (10 + step))
-            torch._foreach_lerp_(averages, weights, 1 - decay)
-            step += 1
-            began = began or (time.monotonic(), step)  # after the first step, which may have been compiled
+            update_average(ema, model, min(settings["ema"], (1 + step) / (10 + step)))
+            progress.note(loss, norm, timesteps)
+    return progress.rate
 
-            recent.append((loss.detach(), norm, timesteps))
-            bar.update(len(rows))
-            logged = step % 50 == 0 or step == steps  # seldom, because reading the loss makes a GPU wait
-            snapshot = saves and position == steps_an_epoch - 1 and epoch + 1 in snapshots
-            stop = saves and step < steps and signals
-            saving = stop or (saves and step < steps and time.monotonic() - saved > args.save_every)
-            if logged or snapshot or saving:
-                checkpoint.require_finite(run, name, step, recent)
-            if logged:
-                mean = distributed.mean(torch.stack([loss for loss, *_ in recent]).mean()).item()
-                bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-                recent.clear()
-            if snapshot:
-                checkpoint.save(checkpoint.snapshot_in(run, epoch + 1), trained(epoch + 1))
-            if saving:
-                checkpoint.save_unfinished(run, result, parts, step)
-                saved = time.monotonic()
-            if stop:
-                bar.close()
-                same = "the same command, but for --restart, goes on" if args.restart else "the same command goes on"
-                cli.fail(f"{name} was stopped after step {step:,} of {steps:,}, and saved: {same}", 128 + signals[0])
-    if not saves:
-        return
 
-    checkpoint.save(run, trained(settings["epochs"]))
-    done = f"{checkpoint.path_in(run, name)}: {len(trained_on)} images, {steps:,} steps"
-    if began and step > began[1]:
-        rate = (step - began[1]) * len(trained_on) / steps_an_epoch / (time.monotonic() - began[0])
-        done += f", {rate:,.1f} images/s, {cli.peak_memory(device) / 1e9:.2f} GB"
-    print(done)
+@torch.no_grad()
+def update_average(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """ema = decay ema + (1 - decay) model, for each weight.
+
+    The decay grows with the steps, so that the average soon forgets the first weights. It remembers about
+    1 / (1 - decay) steps.
+    """
+    for average, weight in zip(ema.parameters(), model.parameters(), strict=True):
+        average.lerp_(weight, 1 - decay)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Several processes that train one model together, each on its share of every batch, started by torchrun.
+"""Several processes train one model together, each on its share of every batch. torchrun starts them.
 
-A process that was started as usual is rank 0 of 1, for which all of this does nothing.
+A process that was started without torchrun is rank 0 of 1. For it, all of this does nothing.
 """
 
 import os
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lab.files import BadInput
+from unet import Dropout
 
 RANK = int(os.environ.get("RANK", 0))  # torchrun sets these three
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # among the processes of this machine
@@ -22,17 +23,17 @@ WORLD = int(os.environ.get("WORLD_SIZE", 1))
 
 @contextmanager
 def together(device: torch.device) -> Iterator[None]:
-    """Join the others for as long as the block lasts."""
+    """Connect this process with the others while the block lasts."""
     if WORLD == 1:
         yield
         return
-    # whoever downloads or reads a large dataset lets the others wait
+    # the others wait while one process downloads or reads a large dataset
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         yield
     except RuntimeError as error:
         if any(word in str(error) for word in ("Connection closed", "Connection reset", "NCCL", "gloo")):
-            raise BadInput("another process of this training has ended, and says why; so this one ends, too") from error
+            raise BadInput("another process of this training has ended, and says why; so this one ends too") from error
         raise
     finally:
         dist.destroy_process_group()
@@ -40,7 +41,7 @@ def together(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def first_rank_first() -> Iterator[None]:
-    """The block is rank 0's to run before the others do, so that what has to be downloaded is downloaded once."""
+    """Rank 0 runs the block before the others do, so that only one process downloads a dataset."""
     if WORLD > 1 and RANK > 0:
         dist.barrier()
     yield
@@ -49,7 +50,7 @@ def first_rank_first() -> Iterator[None]:
 
 
 def require_same(*what: str | int) -> None:
-    """Raise BadInput unless all processes say the same of what they have found on their disks."""
+    """Raise BadInput unless all processes have found the same on their disks."""
     found = [what]
     if WORLD > 1:
         found = [None] * WORLD
@@ -60,24 +61,27 @@ def require_same(*what: str | int) -> None:
         )
 
 
-def share(n: int) -> tuple[slice, float]:
-    """Which of the n images of a batch are this process's, and the weight of their mean loss.
+def share(n: int, model: nn.Module) -> tuple[slice, float]:
+    """The images of a batch of n that this process computes, and the weight of its mean loss.
 
-    With these weights the mean over all processes is the mean over the batch. Where there are more processes than
-    images, some have one that is another's, of weight 0: they have to take part.
+    With these weights the mean over all processes is the mean over the batch. With more processes than images, some
+    get an image of another process with weight 0, because all have to take part. The model's dropout learns its rows.
     """
     first, last = n * RANK // WORLD, n * (RANK + 1) // WORLD
-    weight = WORLD * (last - first) / n
-    return (slice(first, last), weight) if weight else (slice(1), weight)
+    mine, weight = (slice(first, last), WORLD * (last - first) / n) if first < last else (slice(1), 0.0)
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.rows = n, mine
+    return mine, weight
 
 
 def synchronised(model: nn.Module) -> nn.Module:
-    """The same model, whose gradients are after each backward() the mean over all processes."""
+    """The same model; after each backward() its gradients are the mean over all processes."""
     return DistributedDataParallel(model) if WORLD > 1 else model
 
 
 def mean(x: Tensor) -> Tensor:
-    """The mean over all processes of a scalar."""
+    """The mean of a scalar over all processes."""
     if WORLD > 1:
         dist.all_reduce(x)
         x /= WORLD

@@ -1,0 +1,101 @@
+"""The field's checkpoint format: pytorch-ddpm writes it, and the code of SecMI, PIA and SimA reads it.
+
+A file is a dict. Its "ema_model" holds the averaged weights, its "net_model" those of the last step. Their names are
+those of unet.py, except in the time embedding, whose table is saved too. No size is written down, and every GroupNorm
+has 32 groups. This module turns such a file into a `Checkpoint` and back.
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import Split
+from lab import checkpoint
+from lab.checkpoint import Checkpoint
+from lab.files import BadInput, atomic_write, in_a_line, read_tensors, write_tensors
+from unet import SinusoidalEmbedding, UNetConfig
+
+KIND = "a checkpoint in pytorch-ddpm's format"
+GROUPS = 32
+TABLE = "time_embedding.timembedding.0.weight"  # (T, ch)
+
+
+def load_published(path: Path, dataset: dict, split: Split) -> Checkpoint:
+    """Read a model in pytorch-ddpm's format to the CPU, as the undefended model of this dataset and split.
+
+    Its sizes are inferred from the shapes of its weights. The dropout of its training leaves no trace in them. Raises
+    BadInput where the file has another format, or holds another network.
+    """
+    content = read_tensors(path, KIND)
+    if content.get("format") == checkpoint.FORMAT:
+        raise BadInput(f"{path} is {checkpoint.KIND}: name its directory with --run")
+    if not isinstance(content.get("ema_model"), dict):
+        raise BadInput(f"{path} is not {KIND}: it has no ema_model")
+    try:
+        # DataParallel puts the prefix in front
+        weights = {str(name).removeprefix("module."): value for name, value in content["ema_model"].items()}
+        unet, table = _sizes_of(weights), weights.pop(TABLE)
+        weights = {name.replace(".timembedding.", "."): value for name, value in weights.items()}
+        checkpoint.require_rules("unet", dataclasses.asdict(unet))
+        checkpoint.require_network(unet, weights)
+        if len(table) not in checkpoint.RULES["schedule"]["T"]:
+            raise ValueError(f"{len(table)} timesteps")
+        weights = {name: value.float() for name, value in weights.items()}
+        off = (_table(unet.ch, len(table)) - table).abs().max().item()
+        if not off < 1e-3:
+            raise ValueError(f"its table of timesteps is off by {off:.3g}")
+    except Exception as error:  # made-up content can fail in any way
+        raise BadInput(f"{path} holds another network than pytorch-ddpm's ({in_a_line(error)})") from error
+    result = Checkpoint("all", dataset, split, {"seed": dataset["seed"], "epochs": None}, unet, weights)
+    result.schedule["T"] = len(table)
+    return result
+
+
+def _table(ch: int, T: int) -> Tensor:
+    return SinusoidalEmbedding(ch)(torch.arange(T))
+
+
+def _sizes_of(weights: dict[str, Tensor]) -> UNetConfig:
+    """The sizes of a U-Net, from the names and shapes of the weights in its downward half."""
+    levels = [[]]  # the names of the residual blocks, by level
+    for layer in itertools.count():
+        name = f"downblocks.{layer}"
+        if f"{name}.block1.2.weight" in weights:
+            levels[-1].append(name)
+        elif f"{name}.main.weight" in weights:
+            levels.append([])
+        else:
+            break
+    ch = len(weights["head.weight"])
+    mult = tuple(len(weights[f"{level[0]}.block1.2.weight"]) // ch for level in levels)
+    attn = tuple(i for i, level in enumerate(levels) if f"{level[0]}.attn.proj_q.weight" in weights)
+    return UNetConfig(ch, mult, attn, blocks=len(levels[0]), groups=GROUPS)
+
+
+def require_publishable(unet: UNetConfig) -> None:
+    """Raise BadInput where pytorch-ddpm's network would load the weights and compute something else with them."""
+    if unet.groups != GROUPS:
+        raise BadInput(
+            f"--export: this preset has GroupNorm({unet.groups}), pytorch-ddpm's network has GroupNorm({GROUPS}) and "
+            "would compute something else with the weights; a model of --preset cifar10 can be exported"
+        )
+
+
+def publish(model: Checkpoint, path: Path) -> Path:
+    """Write a model into `path` in pytorch-ddpm's format, and its members in SecMI's format into an .npz beside it.
+
+    "net_model" gets the averaged weights too, because no others are kept. Returns the path of the .npz.
+    """
+    weights = {TABLE: _table(model.unet.ch, model.schedule["T"])}
+    for name, value in model.weights.items():
+        weights[name.replace("time_embedding.", "time_embedding.timembedding.")] = value
+    split, members = path.with_name(f"{path.stem}-split.npz"), model.trained_on.numpy()
+    nonmembers = model.split.nonmembers[: len(members)].numpy()
+    with atomic_write(split) as temporary, open(temporary, "wb") as file:
+        np.savez(file, mia_train_idxs=members, mia_eval_idxs=nonmembers)
+    write_tensors(path, {"net_model": weights, "ema_model": weights})
+    return split

@@ -47,6 +47,10 @@ class Checkpoint:
         model.load_state_dict(self.weights)
         return model.to(device).eval().requires_grad_(False)
 
+    @property
+    def parameters(self) -> int:
+        return sum(weight.numel() for weight in self.weights.values())
+
     def noise_schedule(self) -> NoiseSchedule:
         return NoiseSchedule(**self.schedule)
 
@@ -123,19 +127,18 @@ def open_dataset(name: str, data_dir: str | None, size: int, seed: int, unet: UN
 
 
 def load_images(checkpoint: Checkpoint, data_dir: str | None) -> Tensor:
-    """The dataset of this model, from `data_dir` or else from where its training found it.
-
-    Raises BadInput unless the pixels are those that the model's indices refer to.
-    """
-    its = checkpoint.dataset
-    where = data_dir or its["data_dir"]
-    images, found = open_dataset(its["name"], where, its["size"], its["seed"], checkpoint.unet)
-    if found["sha256"] != its["sha256"] or _indices(checkpoint.split).max() >= len(images):
-        raise BadInput(
-            f"these {its['name']} images are not those that {checkpoint.name} was trained on; "
-            "name their directory with --data-dir"
-        )
+    """The dataset of this model, from `data_dir` or else from where its training found it."""
+    its, where = checkpoint.dataset, data_dir or checkpoint.dataset["data_dir"]
+    images, _ = open_dataset(its["name"], where, its["size"], its["seed"], checkpoint.unet)
+    require_images(checkpoint, images)
     return images
+
+
+def require_images(checkpoint: Checkpoint, images: Tensor) -> None:
+    """Raise BadInput unless `images` are those that the model's indices refer to."""
+    if data.fingerprint(images) != checkpoint.dataset["sha256"] or _indices(checkpoint.split).max() >= len(images):
+        mine = f"these {checkpoint.dataset['name']} images are not those that {checkpoint.name} was trained on"
+        raise BadInput(f"{mine}; name their directory with --data-dir")
 
 
 def require_size(size: int, unet: UNetConfig) -> None:

@@ -2,7 +2,7 @@
 
 A file is a dict. Its "ema_model" holds the averaged weights, its "net_model" those of the last step. Their names are
 those of unet.py, except in the time embedding, whose table is saved too. No size is written down, and every GroupNorm
-has 32 groups. This module turns such a file into a `Checkpoint` and back.
+has 32 groups.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import Split
 from lab import checkpoint
 from lab.checkpoint import Checkpoint
 from lab.files import BadInput, atomic_write, in_a_line, read_tensors, write_tensors
@@ -24,11 +23,11 @@ GROUPS = 32
 TABLE = "time_embedding.timembedding.0.weight"  # (T, ch)
 
 
-def load_published(path: Path, dataset: dict, split: Split) -> Checkpoint:
-    """Read a model in pytorch-ddpm's format to the CPU, as the undefended model of this dataset and split.
+def load_published(path: Path) -> tuple[UNetConfig, dict[str, Tensor], int]:
+    """The sizes of a model in pytorch-ddpm's format, its averaged weights under our names, and its T.
 
-    Its sizes are inferred from the shapes of its weights. The dropout of its training leaves no trace in them. Raises
-    BadInput where the file has another format, or holds another network.
+    The sizes are inferred from the shapes of the weights; a dropout leaves no trace in them. Raises BadInput where
+    the file has another format, or holds another network.
     """
     content = read_tensors(path, KIND)
     if content.get("format") == checkpoint.FORMAT:
@@ -44,15 +43,12 @@ def load_published(path: Path, dataset: dict, split: Split) -> Checkpoint:
         checkpoint.require_network(unet, weights)
         if len(table) not in checkpoint.RULES["schedule"]["T"]:
             raise ValueError(f"{len(table)} timesteps")
-        weights = {name: value.float() for name, value in weights.items()}
         off = (_table(unet.ch, len(table)) - table).abs().max().item()
         if not off < 1e-3:
             raise ValueError(f"its table of timesteps is off by {off:.3g}")
     except Exception as error:  # made-up content can fail in any way
         raise BadInput(f"{path} holds another network than pytorch-ddpm's ({in_a_line(error)})") from error
-    result = Checkpoint("all", dataset, split, {"seed": dataset["seed"], "epochs": None}, unet, weights)
-    result.schedule["T"] = len(table)
-    return result
+    return unet, {name: value.float() for name, value in weights.items()}, len(table)
 
 
 def _table(ch: int, T: int) -> Tensor:

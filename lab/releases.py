@@ -1,16 +1,15 @@
-"""What is judged: the targets that a run's models make up, the scores of attacks on them, the images they generate."""
+"""What is judged: the releases that a run's models make up, the scores of attacks on them, the images they generate."""
 
-import argparse
 import functools
 import hashlib
 import inspect
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -20,15 +19,18 @@ import data
 import dualmd
 import fid
 import unet
-from dualmd import DualMD, EpsModel, NoiseSchedule, sample
-from lab import checkpoint, cli
+from dualmd import DualMD, EpsModel, NoiseSchedule
+from lab import checkpoint, hardware
+from lab.cli import seed_for
 from lab.files import BadInput, keep, key_of, read_kept
 
 
 @dataclass(frozen=True)
 class Release:
-    models: tuple[str, ...]  # the eps models that the attacker can ask
-    gives: tuple[str, ...]  # what he gets to hold: attacks.HOLDS
+    """What an attacker meets."""
+
+    models: tuple[str, ...]  # the eps models that they can query
+    gives: tuple[str, ...]  # what they hold: values of attacks.HOLDS
 
 
 RELEASED, SERVICE = ("images", "predictions", "weights"), ("images", "predictions")
@@ -37,62 +39,57 @@ RELEASES = {
     "A alone": Release(("A",), RELEASED),
     "B alone": Release(("B",), RELEASED),
     "DualMD pipeline": Release(("dual",), SERVICE),
-    # the same service, asked by one who knows whose turn it is; images come from both all the same
+    # the same service, and an attacker who knows which model answers at which timestep; images come from both models
     "DualMD unmixed": Release(("dual as A", "dual as B"), ("predictions",)),
     "DualMD leaked": Release(("A", "B"), RELEASED),
     "DistillMD average": Release(("distill-average",), RELEASED),
     "DistillMD cross": Release(("distill-cross",), RELEASED),
 }
-# what generates images: whoever has A and B would sample from them as the pipeline does
+# the releases that generate images; an attacker with A and B would sample from them as the pipeline does
 GENERATING = [name for name, release in RELEASES.items() if len(release.models) == 1]
-RULES = "max", "sum"  # of a release of two models: what attacks.combine_scores makes of their scores
-HELD_OUT_T = list(range(50, 1000, 100))  # the held-out loss is the mean over these
-SAVE_EVERY = 60  # seconds after which generated images are kept, though there are more to come
+RULES = "max", "sum"  # how attacks.combine_scores combines the scores of a release with two models
+HELD_OUT_T = list(range(50, 1000, 100))  # the held-out loss is the mean over these timesteps
+SAVE_EVERY = 60  # seconds between two saves of the images generated so far
 
 
 class EvaluatedRun:
-    """One run directory and what can be judged in it.
+    """One run directory, and what can be judged in it.
 
-    Scores are computed only once, and kept in its scores/; generated images in generated/, what Inception makes of
-    images in fid/. They are good for as long as nothing changes that they depend on, the code included.
-    `reference` names the checkpoint of a reference model; by default it is the run's own, if there is one. `models`
-    are by default the run's.
+    Scores are computed once and kept in its scores/, generated images in generated/, Inception's features of images in
+    fid/. They are computed anew when anything changes that they depend on, the code included. --reference names the
+    attacker's reference model; by default it is the run's own. `models` are by default those in the directory.
     """
 
-    def __init__(
-        self,
-        run: Path,
-        args: argparse.Namespace,
-        images: Tensor | None = None,
-        reference: Path | None = None,
-        models: dict[str, checkpoint.Checkpoint] | None = None,
-    ):
-        self.run, self.args = run, args
-        self.models = models or checkpoint.load_run(run)
+    def __init__(self, path: Path, args: Namespace, images: Tensor | None = None, models: dict | None = None):
+        self.path, self.args = path, args
+        self.models: dict[str, checkpoint.Checkpoint] = models or checkpoint.load_run(path)
         self.first = next(iter(self.models.values()))
         self.images = checkpoint.load_images(self.first, args.data_dir) if images is None else images
         checkpoint.require_images(self.first, self.images)
-        cli.reuse_memory()
-        if reference:
-            self.models["reference"] = checkpoint.load(reference)
-            require_reference(reference, self.models["reference"], self.first)
-        self.asked: dict[str, EpsModel] = {name: one.eps_model(args.device) for name, one in self.models.items()}
-        if "A" in self.asked and "B" in self.asked:
-            dual = self.asked["dual"] = DualMD(self.asked["A"], self.asked["B"])
-            self.asked |= {f"dual as {half}": attacks.isolate_half(dual, half, dual.stride) for half in "AB"}
-        alone = "A alone", "B alone"  # there to be attacked only as long as the other half is not
+        hardware.reuse_memory()
+        if args.reference:
+            self.models["reference"] = checkpoint.load(args.reference)
+            require_reference(args.reference, self.models["reference"], self.first)
+        self.eps_models: dict[str, EpsModel] = {name: one.eps_model(args.device) for name, one in self.models.items()}
+        if {"A", "B"} <= self.models.keys():
+            dual = self.eps_models["dual"] = DualMD(self.eps_models["A"], self.eps_models["B"])
+            self.eps_models |= {f"dual as {half}": attacks.isolate_half(dual, half, dual.stride) for half in "AB"}
+        # one half is a release only while the other one is missing
+        hidden = {"A alone", "B alone"} if "dual" in self.eps_models else set()
         self.releases = [
             name
             for name, release in RELEASES.items()
-            if all(model in self.asked for model in release.models) and not (name in alone and "dual" in self.asked)
+            if self.eps_models.keys() >= set(release.models) and name not in hidden
         ]
         if not self.releases:
-            raise BadInput(
-                f"{run}/ holds a reference model and nothing to attack: train one (python train.py --split A)"
-            )
+            raise BadInput(f"{path}/ has no model to attack, only a reference: train one (python train.py --split A)")
+
+    @property
+    def seed(self) -> int:
+        return self.first.settings["seed"]
 
     def indices(self, release: str) -> tuple[Tensor, Tensor]:
-        """The members of a release, and as many non-members."""
+        """The indices of a release's members, and of as many non-members."""
         alone = release.endswith("alone")
         members = self.models[RELEASES[release].models[0]].trained_on if alone else self.first.split.members
         return members, self.first.split.nonmembers[: len(members)]
@@ -100,11 +97,10 @@ class EvaluatedRun:
     def scores(
         self, release: str, wanted: dict[str, list[int]], calibrate: bool = False
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """For each attack wanted, scores of members (R, N) and of as many non-members, a row a timestep.
+        """The scores of members (R, N) and non-members (R, N) for each wanted attack, with a row for each timestep.
 
-        A release of two models has these rows for each of RULES in turn. With `calibrate` they are less the
-        reference model's scores. secmi_nn's are no scores yet, but the error images (R, N, 3, H, W) of all
-        models in turn, the reference's last.
+        A release with two models has these rows once for each of RULES. `calibrate` subtracts the reference model's
+        scores. secmi_nn has no scores yet, but error images (R, N, 3, H, W): of all models, the reference's last.
         """
         members, nonmembers = self.indices(release)
         names = [*RELEASES[release].models, *(["reference"] if calibrate else [])]
@@ -123,44 +119,41 @@ class EvaluatedRun:
         return result
 
     def held_out_loss(self, release: str) -> float:
-        """The denoising loss on images that no model saw, as a mean over timesteps: what the defence costs."""
+        """The training loss on the non-members, as a mean over timesteps: what the defence costs."""
         _, nonmembers = self.scores(generates_as(release), {"loss": HELD_OUT_T})["loss"]
         return -nonmembers.mean().item()
 
     def generated(self, release: str, n: int) -> Tensor:
-        """uint8 images (n, 3, H, W) that a release generates; all targets start from the same noise."""
+        """n images that a release generates, uint8 (n, 3, H, W). All releases start from the same noise."""
         (name,) = RELEASES[release].models
-        path, key = self.run / "generated" / f"{name}.npz", self._key(name, dualmd, unet, data)
-        images = torch.empty((n, *self.images.shape[1:]), dtype=torch.uint8)
-        kept = read_kept(path, key).get("images", images[:0])[:n]  # of a run that was cut off, or a smaller n
+        path, key = self.path / "generated" / f"{name}.npz", self._key(name, dualmd, unet, data)
+        # --fid judges the same images as --memorization
+        generator = torch.Generator().manual_seed(seed_for(self.args.seed, "memorization"))
+        x_T = torch.randn((n, *self.images.shape[1:]), generator=generator)
+        images = torch.empty(x_T.shape, dtype=torch.uint8)
+        kept = read_kept(path, key).get("images", images[:0])[:n]  # of an interrupted run, or of a smaller n
         images[: len(kept)] = torch.as_tensor(kept)
-        # --fid judges the same images as --memorization, for which they were generated first
-        generator = torch.Generator().manual_seed(cli.seed_for(self.args.seed, "memorization"))
         saved = time.monotonic()
         with tqdm(total=n, initial=len(kept), desc=f"images of {name}", unit="img", leave=False) as bar:
-            for first in range(0, n, self.args.batch):
-                rows = images[first : first + self.args.batch]
-                if (end := first + len(rows)) <= len(kept):
-                    torch.randn(rows.shape, generator=generator)  # theirs, and what follows has its own
-                    continue
-                schedule, device = self.first.noise_schedule(), self.args.device
-                x = sample(self.asked[name], schedule, rows.shape, generator=generator, device=device)
-                rows.copy_(data.to_uint8(x.cpu()))
-                bar.update(end - max(first, len(kept)))
-                if end == n or time.monotonic() - saved > SAVE_EVERY:
-                    keep(path, key, images=images[:end].numpy())
+            for first in range(len(kept), n, self.args.batch):
+                x = x_T[first : first + self.args.batch].to(self.args.device)
+                x = dualmd.denoise(self.eps_models[name], self.first.noise_schedule(), x)
+                images[first : first + len(x)] = data.to_uint8(x.cpu())
+                bar.update(len(x))
+                if first + len(x) == n or time.monotonic() - saved > SAVE_EVERY:
+                    keep(path, key, images=images[: first + len(x)].numpy())
                     saved = time.monotonic()
         return images
 
     def fids(self, release: str, n: int, inception: fid.InceptionV3) -> tuple[float, float]:
-        """FID of n images that a release generates to its members, and to as many held-out images."""
+        """The FIDs of n images that a release generates to its members, and to as many held-out images."""
         release = generates_as(release)
         members, held_out = self._real(release, inception)
         generated = self._gaussian(RELEASES[release].models[0], self.generated(release, n), inception)
         return fid.distance(*generated, *members), fid.distance(*generated, *held_out)
 
     def fid_of_real(self, inception: fid.InceptionV3) -> float:
-        """FID of the held-out images to the members: what a perfect model would have with as many images."""
+        """The FID of the held-out images to the members: a perfect model would have it with as many images."""
         members, held_out = self._real(self.releases[0], inception)
         return fid.distance(*held_out, *members)
 
@@ -169,37 +162,36 @@ class EvaluatedRun:
         return [self._gaussian(what, self.images[indices], inception) for what, indices in both]
 
     def _gaussian(self, what: str, images: Tensor, inception: fid.InceptionV3) -> fid.Gaussian:
-        path, key = self.run / "fid" / f"{what}.npz", key_of(images.numpy(), inception.sha256, Path(fid.__file__))
+        path, key = self.path / "fid" / f"{what}.npz", key_of(images.numpy(), inception.sha256, Path(fid.__file__))
         kept = read_kept(path, key)
-        if kept:
-            return torch.from_numpy(kept["mean"]), torch.from_numpy(kept["root"])
-        mean, root = fid.gaussian(inception, images.split(self.args.batch), len(images), what)
-        keep(path, key, mean=mean.numpy(), root=root.numpy())
-        return mean, root
+        if not kept:
+            mean, root = fid.gaussian(inception, images.split(self.args.batch), len(images), what)
+            kept = {"mean": mean.numpy(), "root": root.numpy()}
+            keep(path, key, **kept)
+        return torch.from_numpy(kept["mean"]), torch.from_numpy(kept["root"])
 
     def _key(self, name: str, *modules: ModuleType) -> str:
-        """Of what depends on one eps model, its schedule, the code in these modules, the dataset and the seed."""
+        """A key for what depends on an eps model, its schedule, the code of these modules, the dataset and the seed."""
         models = [self.models[half] for half in "AB"] if name.startswith("dual") else [self.models[name]]
-        weights = [tensor.numpy() for model in models for tensor in model.weights.values()]
         sources = [Path(module.__file__) for module in modules]
-        return key_of(*weights, *sources, f"{self.first.dataset['sha256']} {self.first.schedule} {self.args.seed}")
+        rest = f"{self.first.dataset['sha256']} {self.first.schedule} {self.args.seed}"
+        return key_of(checkpoint.weights_key(*models), *sources, rest)
 
     def _scores(self, name: str, indices: Tensor, wanted: dict[str, list[int]]) -> dict[str, Tensor]:
-        """One eps model's scores (T, N) of these images, from scores/ as far as they are there already."""
+        """One eps model's scores (T, N) of these images. Those that scores/ already has are not computed again."""
         key = key_of(self._key(name, attacks, dualmd, unet), indices.numpy())
-        kept = {attack: self.run / "scores" / f"{name.replace(' ', '-')}-{attack}.npz" for attack in wanted}
-        found = {attack: read_scores(path, key, len(indices)) for attack, path in kept.items()}
-        missing = {attack: [t for t in ts if t not in found[attack]] for attack, ts in wanted.items()}
-        missing = {attack: ts for attack, ts in missing.items() if ts}
+        calls, folder, found = [(attack, t) for attack, ts in wanted.items() for t in ts], self.path / "scores", {}
+        paths = {call: folder / f"{name.replace(' ', '-')}-{call[0]}-{call[1]}.npz" for call in calls}
+        for call, path in paths.items():
+            if kept := read_kept(path, key):
+                found[call] = torch.from_numpy(kept["scores"])
+        missing = [call for call in calls if call not in found]
         if missing:
-            x0 = self.images[indices]
-            new = attack_scores(self.asked[name], self.first.noise_schedule(), x0, missing, self.args, name)
-            for attack in missing:
-                found[attack] |= new[attack]
-                ts = sorted(found[attack])
-                scores = [found[attack][t] for t in ts]
-                keep(kept[attack], key, t=ts, scores=scores, image=indices.numpy())
-        return {attack: torch.from_numpy(np.stack([found[attack][t] for t in ts])) for attack, ts in wanted.items()}
+            x0, schedule = self.images[indices], self.first.noise_schedule()
+            for call, scores in attack_scores(self.eps_models[name], schedule, x0, missing, self.args, name).items():
+                found[call] = scores
+                keep(paths[call], key, scores=scores.numpy(), image=indices.numpy())
+        return {attack: torch.stack([found[attack, t] for t in ts]) for attack, ts in wanted.items()}
 
 
 def generates_as(release: str) -> str:
@@ -207,89 +199,69 @@ def generates_as(release: str) -> str:
 
 
 def require_reference(path: Path, reference: checkpoint.Checkpoint, attacked: checkpoint.Checkpoint) -> None:
-    """Raise BadInput unless the model in `path` can be a reference: of the same images, but none that is scored."""
+    """Raise BadInput unless this model can be a reference: it has the same dataset, and no image that is scored."""
     for what in ("name", "size", "sha256"):
-        if reference.dataset[what] != attacked.dataset[what]:
-            raise BadInput(
-                f"--reference {path}: its dataset has {what} {reference.dataset[what]}, that of the models under "
-                f"attack {attacked.dataset[what]}"
-            )
-    scored = torch.cat([attacked.split.members, attacked.split.nonmembers])
-    if torch.isin(reference.trained_on, scored).any():
-        raise BadInput(
-            f"--reference {path}: was trained on images that will be scored; train one on others "
-            "(python train.py --split reference)"
-        )
+        its, other = reference.dataset[what], attacked.dataset[what]
+        if its != other:
+            raise BadInput(f"--reference {path}: its dataset has {what} {its}, that of the attacked models {other}")
+    if torch.isin(reference.trained_on, torch.cat([attacked.split.members, attacked.split.nonmembers])).any():
+        advice = "train one on others (python train.py --split reference)"
+        raise BadInput(f"--reference {path}: it was trained on images that will be scored; {advice}")
 
 
-def require_comparable(trainings: Sequence[EvaluatedRun]) -> None:
-    """Raise BadInput where a mean over these trainings would say nothing."""
-    for training in trainings:
-        for what in ("name", "size"):
-            one, other = trainings[0].first.dataset[what], training.first.dataset[what]
-            if one != other:
-                raise BadInput(
-                    f"--run: {trainings[0].run} has {what} {one}, {training.run} {other}: evaluate each alone"
-                )
-        one, other = len(trainings[0].first.split.members), len(training.first.split.members)
-        if one != other:
-            raise BadInput(f"--run: {trainings[0].run} has {one} members, {training.run} {other}: evaluate each alone")
-
-
-def read_scores(path: Path, key: str, n: int) -> dict[int, np.ndarray]:
-    """The scores of n images in a file, by timestep; none where it does not exist, or was made from anything else."""
-    kept = read_kept(path, key)
-    if not kept.keys() >= {"t", "scores"} or kept["scores"].shape[:2] != (kept["t"].size, n):
-        return {}
-    return dict(zip(kept["t"].tolist(), kept["scores"], strict=True))
+def require_comparable(runs: Sequence[EvaluatedRun]) -> None:
+    """Raise BadInput where a mean over these runs would say nothing."""
+    first, *others = (run.first.dataset | {"members": len(run.first.split.members)} for run in runs)
+    for run, other in zip(runs[1:], others, strict=True):
+        for what in ("name", "size", "members"):
+            if other[what] != first[what]:
+                differ = f"{runs[0].path} has {what} {first[what]}, {run.path} {other[what]}"
+                raise BadInput(f"--run: {differ}: evaluate each by itself")
 
 
 def attack_scores(
-    eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, wanted: dict[str, list[int]], args, name: str
-) -> dict[str, dict[int, np.ndarray]]:
-    """{attack: {t: scores (N,)}} of the uint8 images x0 (N, 3, H, W). Every model is attacked with the same noise."""
-    calls = {}
-    for attack, ts in wanted.items():
-        for t in ts:
-            function = attacks.round_trip if attack == "secmi_nn" else getattr(attacks, attack)
-            calls[attack, t] = functools.partial(function, t=t)
-            if "generator" in inspect.signature(function).parameters:
-                generator = torch.Generator().manual_seed(cli.seed_for(args.seed, "attack", attack, t))
-                calls[attack, t].keywords["generator"] = generator
-    parts = {call: [] for call in calls}
+    eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, calls: list[tuple[str, int]], args: Namespace, name: str
+) -> dict[tuple[str, int], Tensor]:
+    """The scores (N,) of uint8 images x0 (N, 3, H, W) for each call (attack, t). All models get the same noise."""
+    attackers, parts = {}, {call: [] for call in calls}
+    for attack, t in calls:
+        function = attacks.round_trip if attack == "secmi_nn" else getattr(attacks, attack)
+        attackers[attack, t] = functools.partial(function, t=t)
+        if "generator" in inspect.signature(function).parameters:
+            generator = torch.Generator().manual_seed(seed_for(args.seed, "attack", attack, t))
+            attackers[attack, t].keywords["generator"] = generator
     batches = x0.split(args.batch)
     with tqdm(total=len(batches) * len(calls), desc=f"attacks on {name}", leave=False) as bar:
         for batch in batches:
-            x = data.to_float(batch.to(args.device))
-            remembers = memoize(eps_model)
-            for (attack, t), attacker in calls.items():
-                # these two ask nothing that another asks
-                ask = eps_model if attack in ("rediffuse", "gradient") else remembers
+            x, memoized = data.to_float(batch.to(args.device)), memoize(eps_model)
+            for (attack, t), attacker in attackers.items():
+                # these two share no query with another attack
+                queried = eps_model if attack in ("rediffuse", "gradient") else memoized
                 try:
-                    parts[attack, t].append(attacker(ask, schedule, x).cpu())
+                    parts[attack, t].append(attacker(queried, schedule, x).cpu())
                 except ValueError as error:
                     raise BadInput(f"{attack} at t = {t}: {error}") from error
                 bar.update()
     found = {call: torch.cat(part) for call, part in parts.items()}
     for (attack, t), scores in found.items():
         if not scores.isfinite().all():
-            raise BadInput(f"{attack} on {name} at t = {t}: a score is no finite number; its weights cannot be right")
-    # error images, not numbers: half precision is enough to learn from, and half as large
-    found |= {call: images.half() for call, images in found.items() if call[0] == "secmi_nn"}
-    return {attack: {t: found[attack, t].numpy() for t in ts} for attack, ts in wanted.items()}
+            raise BadInput(f"{attack} on {name} at t = {t}: a score is not finite, so the weights cannot be right")
+        if attack == "secmi_nn":  # error images: half precision is enough to learn from, and half as large
+            found[attack, t] = scores.half()
+    return found
 
 
 def memoize(eps_model: EpsModel) -> EpsModel:
-    """The same model, which answers what it was asked before from memory.
+    """The same model with a memory: it answers a repeated query without computing it again.
 
-    Attacks share many of their questions: SecMI at t = 300 walks through all that it does at smaller t.
+    Attacks share many of their queries: SecMI at t = 300 makes all those that it makes at smaller t.
     """
     answers = {}
 
-    def ask(x: Tensor, t: Tensor) -> Tensor:
-        question = hashlib.sha256(x.cpu().numpy()).digest(), *t.tolist()
-        if question not in answers:
-            answers[question] = eps_model(x, t)
-        return answers[question]
+    def answer(x: Tensor, t: Tensor) -> Tensor:
+        query = hashlib.sha256(x.cpu().numpy()).digest(), *t.tolist()
+        if query not in answers:
+            answers[query] = eps_model(x, t)
+        return answers[query]
 
-    return ask
+    return answer

@@ -37,7 +37,7 @@ GRID = [50, 100, 150, 200, 250, 300]  # the adaptive attacker's choice; of DualM
 
 
 def parse_args() -> Namespace:
-    parser = cli.parser(__doc__, several=True, members=True)
+    parser = cli.parser(__doc__, several=True, members="(with --checkpoint; default: all)")
     what = parser.add_argument_group("membership inference")
     named, default = "one or more attacks, or all", " ".join(cli.ATTACKS)
     what.add_argument("--attack", choices=[*attacks.HOLDS, "all"], nargs="+", help=f"{named} (default: {default})")

@@ -2,7 +2,7 @@
 
     python sample.py --model dual
 
-"dual" is DualMD: A and B take turns. All models start from the same noise, so that grids compare.
+"dual" is DualMD: A and B take turns. All models start from the same noise, so that their grids can be compared.
 """
 
 import math
@@ -12,57 +12,47 @@ import torch
 from PIL import Image
 
 import data
-from dualmd import DualMD, sample
+from dualmd import DualMD, denoise
 from lab import checkpoint, cli
 from lab.files import BadInput, atomic_write
+from lab.hardware import reuse_memory
 
 
 def main() -> None:
     parser = cli.parser(__doc__)
     what = parser.add_argument_group("what to generate")
-    what.add_argument("--model", choices=["dual", *checkpoint.NAMES], default="dual", help="(default: %(default)s)")
-    what.add_argument("--n", type=cli.natural, default=64, help="images (default: %(default)s)")
-    what.add_argument("--seed", type=cli.seed, default=0, help="of the noise (default: %(default)s)")
-    what.add_argument("--out", type=Path, help="PNG to write (default: RUN/samples-MODEL.png)")
+    models = "model, or dual for A and B in turns (default: %(default)s)"
+    what.add_argument("--model", choices=["dual", *checkpoint.NAMES], default="dual", help=models)
+    what.add_argument("--n", type=cli.natural, default=64, help="number of images (default: %(default)s)")
+    what.add_argument("--seed", type=cli.seed, default=0, help="seed of the noise (default: %(default)s)")
+    what.add_argument("--out", type=Path, help="output PNG (default: RUN/samples-MODEL.png)")
     how = parser.add_argument_group("how")
     how.add_argument("--method", choices=["ddim", "ddpm"], default="ddim", help="sampler (default: %(default)s)")
-    how.add_argument("--stride", type=cli.natural, default=10, help="of DDIM's timesteps (default: %(default)s)")
-    how.add_argument("--eta", type=float, default=0.0, help="fresh noise in DDIM, 0 to 1 (default: %(default)s)")
+    how.add_argument("--stride", type=cli.natural, default=10, help="DDIM's step in timesteps (default: %(default)s)")
+    how.add_argument("--eta", type=float, default=0.0, help="DDIM's fresh noise, 0 to 1 (default: %(default)s)")
     how.add_argument("--batch", type=cli.natural, default=256, help="images at a time (default: %(default)s)")
     args = parser.parse_args()
-    run = cli.run_directory(args)
     if not 0 <= args.eta <= 1:
         raise BadInput(f"--eta {args.eta}: must be between 0 and 1")
 
     names = ["A", "B"] if args.model == "dual" else [args.model]
-    loaded = [checkpoint.load(checkpoint.path_in(run, name)) for name in names]
-    checkpoint.require_same_images(loaded[0], loaded[-1], run)
+    loaded = [checkpoint.load(checkpoint.path_in(args.run, name)) for name in names]
+    checkpoint.require_same_images(loaded[0], loaded[-1], args.run)
     models = [one.eps_model(args.device) for one in loaded]
     eps_model = DualMD(*models, stride=args.stride) if args.model == "dual" else models[0]
 
-    cli.reuse_memory()
+    reuse_memory()
     generator = torch.Generator().manual_seed(cli.seed_for(args.seed, "sample"))
-    size = loaded[0].dataset["size"]
-    x = torch.cat(
-        [
-            sample(
-                eps_model,
-                loaded[0].noise_schedule(),
-                (min(args.batch, args.n - first), 3, size, size),
-                generator=generator,
-                method=args.method,
-                stride=args.stride,
-                eta=args.eta,
-                device=args.device,
-                progress=True,
-            )
-            for first in range(0, args.n, args.batch)
-        ]
-    )
+    size, schedule = loaded[0].dataset["size"], loaded[0].noise_schedule()
+    how = {"method": args.method, "stride": args.stride, "eta": args.eta, "generator": generator, "progress": True}
+    images = []
+    for first in range(0, args.n, args.batch):
+        x_T = torch.randn((min(args.batch, args.n - first), 3, size, size), generator=generator)
+        images.append(data.to_uint8(denoise(eps_model, schedule, x_T.to(args.device), **how).cpu()))
 
-    out = args.out or run / f"samples-{args.model}.png"
+    out = args.out or args.run / f"samples-{args.model}.png"
     with atomic_write(out) as temporary:
-        grid(data.to_uint8(x.cpu())).save(temporary, format="PNG")
+        grid(torch.cat(images)).save(temporary, format="PNG")
     print(f"{out}: {args.n} images of {args.model}")
 
 

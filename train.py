@@ -42,7 +42,7 @@ PRESETS = {
 
 def parse_args(words: list[str] | None = None) -> Namespace:
     """The flags in `words`; by default those of the command line."""
-    parser = cli.parser(__doc__, members=True)
+    parser = cli.parser(__doc__, members="(default: the preset's)")
     which = parser.add_argument_group("which model").add_mutually_exclusive_group(required=True)
     images = "training images: half A, half B, all members (the undefended model), or an attacker's own images"
     which.add_argument("--split", choices=["A", "B", "all", "reference"], help=images)

@@ -27,10 +27,10 @@ def plain_parser(doc: str) -> argparse.ArgumentParser:
     return result
 
 
-def parser(doc: str, dataset: str = "cifar10", several: bool = False, members: bool = False) -> argparse.ArgumentParser:
-    """The same with the flags of every script about a run; with `members`, also those that say who is a member.
+def parser(doc: str, dataset: str = "cifar10", several: bool = False, members: str = "") -> argparse.ArgumentParser:
+    """The same with the flags of every script about a run; with `members`, a default in words, also those of the split.
 
-    `--run` has its default after parsing. With `several` it takes one or more directories, and has no default.
+    --run has its default after parsing. With `several` it takes one or more directories, and has no default.
     """
     result = plain_parser(doc)
     which = result.add_argument_group("which images, which run")
@@ -39,7 +39,7 @@ def parser(doc: str, dataset: str = "cifar10", several: bool = False, members: b
     run = "directory of the run's models (default: runs/DATASET)"
     which.add_argument("--run", type=Path, nargs="+" if several else None, help=run)
     if members:
-        which.add_argument("--members", type=natural, help="number of members (default: the preset's)")
+        which.add_argument("--members", type=natural, help=f"images of A and B together {members}")
         split = "members and non-members: mia_train_idxs and mia_eval_idxs, as SecMI's authors publish them"
         which.add_argument("--member-split", metavar="NPZ", type=Path, help=f"{split} (default: a split by --seed)")
     parse = result.parse_args

@@ -107,7 +107,7 @@ def train(wanted: Checkpoint, images: Tensor, teachers: list[UNet], args: Namesp
     model = UNet(wanted.unet).to(device)
     ema = copy.deepcopy(model).requires_grad_(False)  # the average of the weights: it is saved, sampled and attacked
     optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"], fused=True)
-    with resumable(wanted, args, model=model, ema=ema, optimizer=optimizer) as progress:
+    with resumable(wanted, args, model, ema, optimizer) as progress:
         network = accelerated(model, ema, args, progress.total - progress.step)
         for step in progress.steps():
             # a batch: each epoch has its own permutation of the members

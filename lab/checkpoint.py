@@ -41,6 +41,15 @@ class Checkpoint:
         own = {"A": self.split.a, "B": self.split.b, "reference": self.split.reference}
         return own.get(self.name, self.split.members)
 
+    @property
+    def split_parts(self) -> list[Tensor]:
+        return [self.split.a, self.split.b, self.split.nonmembers, self.split.reference]
+
+    @property
+    def split_key(self) -> str:
+        """A key that changes with any index of the split."""
+        return key_of(*(part.numpy() for part in self.split_parts))[:16]
+
     def eps_model(self, device: torch.device | str = "cpu") -> UNet:
         """The network in eval mode, without gradients."""
         model = UNet(self.unet)
@@ -82,7 +91,7 @@ def load(path: Path) -> Checkpoint:
         hint = "; evaluate.py --checkpoint attacks those of pytorch-ddpm" if "ema_model" in content else ""
         raise BadInput(f"{path} is not {KIND}: it does not say {FORMAT!r}{hint}")
     try:
-        checkpoint = _checked(content)
+        checkpoint = checked(content)
     except Exception as error:  # made-up content can fail in any way
         raise BadInput(f"{path} is a damaged checkpoint ({in_a_line(error)})") from error
     if path.stem in NAMES and path.stem != checkpoint.name:
@@ -90,18 +99,16 @@ def load(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def load_run(run: Path) -> dict[str, Checkpoint]:
-    """All finished models of a run directory by name, in the order of NAMES.
+def load_run(run: Path, without: str | None = None) -> dict[str, Checkpoint]:
+    """The finished models of a run directory by name, in the order of NAMES, and `without` one of them.
 
-    Raises BadInput where there is none, or where two models have different images or splits: half A of one split
-    and half B of another are not disjoint.
+    Raises BadInput where two models have different images or splits: half A of one split and half B of another are
+    not disjoint.
     """
-    found = {name: load(path_in(run, name)) for name in NAMES if path_in(run, name).exists()}
-    if not found:
-        raise BadInput(f"no trained model in {run}/: train one (python train.py --split A), or name a run with --run")
-    first, *others = found.values()
-    for other in others:
-        require_same_images(first, other, run)
+    paths = [path_in(run, name) for name in NAMES if name != without]
+    found = {path.stem: load(path) for path in paths if path.exists()}
+    for other in list(found.values())[1:]:
+        require_same_images(next(iter(found.values())), other, run)
     return found
 
 
@@ -112,9 +119,8 @@ def require_same_images(one: Checkpoint, other: Checkpoint, run: Path) -> None:
         if one.dataset[key] != other.dataset[key]:
             both = f"{one.dataset[key]}, {other.dataset[key]}"
             raise BadInput(f"{found} differ in their dataset's {key} ({both}); {advice}")
-    for part in ("a", "b", "nonmembers"):
-        if not torch.equal(getattr(one.split, part), getattr(other.split, part)):
-            raise BadInput(f"{found} have different splits (from --members, --seed or --member-split); {advice}")
+    if one.split_key != other.split_key:
+        raise BadInput(f"{found} have different splits (from --members, --seed or --member-split); {advice}")
 
 
 def open_dataset(name: str, data_dir: str | None, size: int, seed: int, unet: UNetConfig) -> tuple[Tensor, dict]:
@@ -136,7 +142,9 @@ def load_images(checkpoint: Checkpoint, data_dir: str | None) -> Tensor:
 
 def require_images(checkpoint: Checkpoint, images: Tensor) -> None:
     """Raise BadInput unless `images` are those that the model's indices refer to."""
-    if data.fingerprint(images) != checkpoint.dataset["sha256"] or _indices(checkpoint.split).max() >= len(images):
+    if data.fingerprint(images) != checkpoint.dataset["sha256"] or torch.cat(checkpoint.split_parts).max() >= len(
+        images
+    ):
         mine = f"these {checkpoint.dataset['name']} images are not those that {checkpoint.name} was trained on"
         raise BadInput(f"{mine}; name their directory with --data-dir")
 
@@ -158,7 +166,7 @@ def weights_key(*models: Checkpoint) -> str:
 
 # The rule of each value: all that it can be, the ends of a range of fractions, its type, or [the rule of each entry of
 # a tuple]. The ranges are wide, but nothing that is built from a stranger's numbers may fill the memory.
-SEED = range(2**32)
+SEED, COUNT, FRACTION = range(2**32), range(1, 2**31), (0.0, 1.0)
 RULES = {
     "dataset": {
         "name": DATASETS,
@@ -167,77 +175,54 @@ RULES = {
         "seed": SEED,
         "sha256": str,
     },
-    "settings": {
-        "preset": str,
-        "seed": SEED,
-        "members": range(2, 2**31),
-        "epochs": range(1, 2**31),
-        "batch": range(1, 2**20),
-        "lr": (0.0, 10.0),
-        "warmup": range(1, 2**31),
-        "ema": (0.0, 1.0),
-        "flip": bool,
-        "member_split": str | None,
-        "targets": ("noise", "cross", "average"),
-        "teachers": str | None,
-    },
+    "settings": {"preset": str, "seed": SEED, "members": COUNT, "epochs": COUNT, "batch": COUNT, "lr": (0.0, 10.0)}
+    | {"warmup": COUNT, "ema": FRACTION, "flip": bool, "member_split": str | None, "teachers": str | None}
+    | {"targets": ("noise", "cross", "average")},
     "schedule": {"T": range(1, 10**5), "beta_1": (1e-9, 0.999), "beta_T": (1e-9, 0.999)},
-    "unet": {
-        "ch": range(2, 4097, 2),
-        "mult": [range(1, 65)],
-        "attn": [range(8)],
-        "blocks": range(1, 17),
-        "dropout": (0.0, 0.99),
-        "groups": range(1, 4097),
-    },
+    "unet": {"ch": range(2, 4097, 2), "mult": [range(1, 65)], "attn": [range(8)], "blocks": range(1, 17)}
+    | {"dropout": (0.0, 0.99), "groups": range(1, 4097)},
 }
 
 
-def require_rules(part: str, values: dict) -> None:
-    """Raise ValueError unless `values` has the names that RULES has for this part, and each keeps its rule."""
-    rules = RULES[part]
-    if not values.keys() <= rules.keys():
-        raise ValueError(f"{part} has other entries than {', '.join(rules)}")
-    for name, rule in rules.items():
-        value = values.get(name)
-        if isinstance(rule, range):
-            fits = type(value) is int and value in rule
-        elif isinstance(rule, list):
-            fits = type(value) is tuple and len(value) <= 8 and all(type(x) is int and x in rule[0] for x in value)
-        elif isinstance(rule, tuple) and isinstance(rule[0], str):
-            fits = type(value) is str and value in rule
-        elif isinstance(rule, tuple):
-            fits = type(value) in (int, float) and rule[0] <= value <= rule[1]
-        else:
-            fits = isinstance(value, rule)
-        if not fits:
-            shown = value if isinstance(value, int | float | str) else f"a {type(value).__name__}"
-            raise ValueError(f"{part}: {name} cannot be {shown}")
+def require_rules(content: dict[str, dict]) -> None:
+    """Raise ValueError unless each part of `content` has the names that RULES has, and each value keeps its rule."""
+    for part, values in content.items():
+        rules = RULES.get(part, {})
+        if rules and not values.keys() <= rules.keys():
+            raise ValueError(f"{part} has other entries than {', '.join(rules)}")
+        for name, rule in rules.items():
+            value = values.get(name)
+            if isinstance(rule, range):
+                fits = type(value) is int and value in rule
+            elif isinstance(rule, list):
+                fits = type(value) is tuple and len(value) <= 8 and all(type(x) is int and x in rule[0] for x in value)
+            elif isinstance(rule, tuple) and isinstance(rule[0], str):
+                fits = type(value) is str and value in rule
+            elif isinstance(rule, tuple):
+                fits = type(value) in (int, float) and rule[0] <= value <= rule[1]
+            else:
+                fits = isinstance(value, rule)
+            if not fits:
+                shown = value if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+                raise ValueError(f"{part}: {name} cannot be {shown}")
 
 
-def _checked(content: dict) -> Checkpoint:
+def checked(content: dict) -> Checkpoint:
     """The checkpoint that a file describes. Raises ValueError, or any other error, where it cannot be one."""
     content.pop("trained_on", None)  # older files have it, but the split says the same
-    for part in RULES:
-        require_rules(part, content[part])
+    require_rules({part: content[part] for part in RULES})
     content["split"], content["unet"] = Split(**content["split"]), UNetConfig(**content["unet"])
     checkpoint = Checkpoint(**content)
     if not isinstance(checkpoint.name, str) or checkpoint.name not in NAMES:
         raise ValueError(f"its name is none of {', '.join(NAMES)}")
-    every = _indices(checkpoint.split)
+    every = torch.cat(checkpoint.split_parts)
+    if any(part.dtype != torch.int64 or part.dim() != 1 for part in checkpoint.split_parts):
+        raise ValueError("its split holds other things than indices")
     if len(checkpoint.split.a) == 0 or every.min() < 0 or len(every.unique()) < len(every):
         raise ValueError("its split has no members, or has an image twice")
     require_network(checkpoint.unet, checkpoint.weights)
     require_size(checkpoint.dataset["size"], checkpoint.unet)
     return checkpoint
-
-
-def _indices(split: Split) -> Tensor:
-    """All indices of a split. Raises ValueError for anything that is not an index."""
-    parts = split.a, split.b, split.nonmembers, split.reference
-    if any(part.dtype != torch.int64 or part.dim() != 1 for part in parts):
-        raise ValueError("its split holds other things than indices")
-    return torch.cat(parts)
 
 
 def require_network(unet: UNetConfig, weights: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The figures of a study, as PNG files, in colours that the colour-blind can tell apart and that print well in grey."""
+"""The figures of a study, as PNG files, in colours that colour-blind readers can tell apart and that print in grey."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ from torch import Tensor
 from lab.files import atomic_write
 from metrics import ROC
 
-matplotlib.use("agg")  # files only: no window, and no display needed
+matplotlib.use("agg")  # files only: it needs no display
 from matplotlib import pyplot as plt  # noqa: E402
 
-# Okabe and Ito's colours; the line styles tell the same without them
+# the colours of Okabe and Ito; the line styles say the same without colour
 STYLES = {
     "undefended": ("#000000", "-"),
     "A alone": ("#56B4E9", "-"),
@@ -28,7 +28,7 @@ STYLES = {
 
 
 def roc_curves(path: Path, curves: dict[tuple[str, str], Sequence[ROC]]) -> None:
-    """ROC curves by (attack, target), one a training: above on linear axes, below on logarithmic ones."""
+    """ROC curves by (attack, release), one for each run: above on linear axes, below on logarithmic ones."""
     attacks = list(dict.fromkeys(attack for attack, _ in curves))
     across = min(len(attacks), 4)
     down = 2 * -(-len(attacks) // across)
@@ -42,11 +42,11 @@ def roc_curves(path: Path, curves: dict[tuple[str, str], Sequence[ROC]]) -> None
             ax.set_axis_on()
             diagonal = np.geomspace(floor, 1, 50)
             ax.plot(diagonal, diagonal, color="#999999", linewidth=0.8)
-            for (its_attack, target), several in curves.items():
+            for (its_attack, release), several in curves.items():
                 for k, curve in enumerate(several if its_attack == attack else []):
-                    colour, dashes = STYLES[target]
+                    colour, dashes = STYLES[release]
                     x, y = (np.maximum(rates, floor) if scale == "log" else rates for rates in (curve.fpr, curve.tpr))
-                    label = None if k else target
+                    label = None if k else release
                     ax.plot(x, y, color=colour, linestyle=dashes, linewidth=1.3, drawstyle="steps-post", label=label)
             low = floor if scale == "log" else 0
             ax.set(xscale=scale, yscale=scale, xlim=(low, 1), ylim=(low, 1.02), aspect="equal", xlabel="FPR")
@@ -57,22 +57,22 @@ def roc_curves(path: Path, curves: dict[tuple[str, str], Sequence[ROC]]) -> None
 
 
 def over_epochs(path: Path, rows: Sequence[dict]) -> None:
-    """AUC against epochs, a panel an attack, from the rows of epochs.json: the mean over trainings, in its range."""
+    """AUC over epochs, a panel for each attack, from the rows of epochs.json: the mean over runs, and the range."""
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
     if len({row["epochs"] for row in rows}) < 2:
-        return  # no snapshots, no curve
+        return  # a curve needs snapshots
     figure, axes = plt.subplots(1, len(attacks), figsize=(4.6 * len(attacks), 3.6), squeeze=False, sharey=True)
     for ax, attack in zip(axes[0], attacks, strict=True):
         ax.axhline(0.5, color="#999999", linewidth=0.8)
-        for target, (colour, dashes) in STYLES.items():
+        for release, (colour, dashes) in STYLES.items():
             aucs: dict[int, list[float]] = {}
             for row in rows:
-                if row["attack"] == attack and row["model"] == target:
+                if row["attack"] == attack and row["model"] == release:
                     aucs.setdefault(row["epochs"], []).append(row["auc"])
             if aucs:
                 epochs = sorted(aucs)
                 low, mean, high = ([f(aucs[epoch]) for epoch in epochs] for f in (min, np.mean, max))
-                ax.plot(epochs, mean, color=colour, linestyle=dashes, marker="o", markersize=3, label=target)
+                ax.plot(epochs, mean, color=colour, linestyle=dashes, marker="o", markersize=3, label=release)
                 ax.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         ax.set(xlabel="epochs", title=attack)
     axes[0, 0].set_ylabel("AUC")
@@ -80,18 +80,18 @@ def over_epochs(path: Path, rows: Sequence[dict]) -> None:
 
 
 def histograms(path: Path, scores: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], t: dict[str, int]) -> None:
-    """Scores of members and non-members by (attack, target), at each attack's t: a row an attack, a column a target."""
-    attacks, targets = (list(dict.fromkeys(names)) for names in zip(*scores, strict=True))
-    size = (2.6 * len(targets), 2 * len(attacks) + 0.6)
-    figure, axes = plt.subplots(len(attacks), len(targets), figsize=size, squeeze=False)
+    """Scores of (members, non-members) at each attack's t: a row for each attack, a column for each release."""
+    attacks, releases = (list(dict.fromkeys(names)) for names in zip(*scores, strict=True))
+    size = (2.6 * len(releases), 2 * len(attacks) + 0.6)
+    figure, axes = plt.subplots(len(attacks), len(releases), figsize=size, squeeze=False)
     for row, attack in enumerate(attacks):
-        for column, target in enumerate(targets):
+        for column, release in enumerate(releases):
             ax = axes[row, column]
-            if (attack, target) not in scores:  # an attack on weights that are not given
+            if (attack, release) not in scores:  # the attacker does not hold the weights
                 ax.set_axis_off()
                 continue
-            members, nonmembers = scores[attack, target]
-            # a few images far off would press all others into one bar
+            members, nonmembers = scores[attack, release]
+            # without the lowest 2 %: a few outliers would press all other scores into one bar
             low, high = np.quantile(np.concatenate([members, nonmembers]), [0.02, 1])
             bins = np.linspace(low, high, 25) if low < high else 25
             ax.hist(np.clip(nonmembers, low, high), bins, color="#999999", label="non-members")
@@ -100,21 +100,21 @@ def histograms(path: Path, scores: dict[tuple[str, str], tuple[np.ndarray, np.nd
             ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
             ax.tick_params(labelsize=7)
             if row == 0:
-                ax.set_title(target, fontsize=10)
+                ax.set_title(release, fontsize=10)
             if column == 0:
                 ax.set_ylabel(f"{attack}, t = {t[attack.removesuffix('-ref')]}")
     _save(figure, path)
 
 
 def pairs(path: Path, closest: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
-    """By target: generated images, uint8 (K, 3, H, W), above each the training image nearest to it, and d1 / d2."""
+    """By release: generated images, uint8 (K, 3, H, W), each below its nearest training image, and d1 / d2."""
     size = (1.1 * max(len(pair[0]) for pair in closest.values()) + 1.6, 2.6 * len(closest))
     figure, axes = plt.subplots(2 * len(closest), len(next(iter(closest.values()))[0]), figsize=size, squeeze=False)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
-    for row, (target, (generated, training, ratio)) in enumerate(closest.items()):
+    for row, (release, (generated, training, ratio)) in enumerate(closest.items()):
         axes[2 * row, 0].set_ylabel("nearest\ntraining image", fontsize=7)
-        axes[2 * row + 1, 0].set_ylabel(target, fontsize=8)
+        axes[2 * row + 1, 0].set_ylabel(release, fontsize=8)
         for column in range(len(generated)):
             axes[2 * row, column].set_title(f"{ratio[column]:.2f}", fontsize=8)
             for ax, image in ((axes[2 * row, column], training), (axes[2 * row + 1, column], generated)):
@@ -124,22 +124,22 @@ def pairs(path: Path, closest: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None
 
 def samples(path: Path, grids: dict[str, Path]) -> None:
     """The sample grids that exist (sample.py writes them), side by side."""
-    grids = {target: grid for target, grid in grids.items() if grid.exists()}
+    grids = {release: grid for release, grid in grids.items() if grid.exists()}
     if not grids:
         return
     figure, axes = plt.subplots(1, len(grids), figsize=(3.2 * len(grids), 3.6), squeeze=False)
-    for ax, (target, grid) in zip(axes[0], grids.items(), strict=True):
+    for ax, (release, grid) in zip(axes[0], grids.items(), strict=True):
         ax.imshow(Image.open(grid), interpolation="nearest")
-        ax.set_title(target, fontsize=10)
+        ax.set_title(release, fontsize=10)
         ax.set_axis_off()
     _save(figure, path)
 
 
 def _save(figure, path: Path) -> None:
     named = [pair for ax in figure.axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
-    if named:  # not every panel has them all
+    if named:  # not every panel has all of them
         names = {label: handle for handle, label in named}
-        columns = max(1, int(figure.get_size_inches()[0] / 1.7))  # as many names as the width holds
+        columns = max(1, int(figure.get_size_inches()[0] / 1.7))  # as many names as fit into the width
         figure.legend(names.values(), names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     figure.set_layout_engine("constrained")
     with atomic_write(path) as temporary:

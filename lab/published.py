@@ -39,7 +39,7 @@ def load_published(path: Path) -> tuple[UNetConfig, dict[str, Tensor], int]:
         weights = {str(name).removeprefix("module."): value for name, value in content["ema_model"].items()}
         unet, table = _sizes_of(weights), weights.pop(TABLE)
         weights = {name.replace(".timembedding.", "."): value for name, value in weights.items()}
-        checkpoint.require_rules("unet", dataclasses.asdict(unet))
+        checkpoint.require_rules({"unet": dataclasses.asdict(unet)})
         checkpoint.require_network(unet, weights)
         if len(table) not in checkpoint.RULES["schedule"]["T"]:
             raise ValueError(f"{len(table)} timesteps")

@@ -63,6 +63,8 @@ class EvaluatedRun:
     def __init__(self, path: Path, args: Namespace, images: Tensor | None = None, models: dict | None = None):
         self.path, self.args = path, args
         self.models: dict[str, checkpoint.Checkpoint] = models or checkpoint.load_run(path)
+        if not self.models:
+            raise BadInput(f"no trained model in {path}/: train one (python train.py --split A), or name another --run")
         self.first = next(iter(self.models.values()))
         self.images = checkpoint.load_images(self.first, args.data_dir) if images is None else images
         checkpoint.require_images(self.first, self.images)

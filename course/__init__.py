@@ -1,1 +1,1 @@
-"""Assignments on this project: `python -m course start 5`, from the project's root."""
+"""Exercises on this project. In its root, `python -m course --help` explains them."""

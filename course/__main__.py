@@ -1,16 +1,18 @@
-"""Assignments on this project: functions cut out of it for a student to write, and a grade for what comes back.
+"""Exercises on this project: start one with a copy in which functions are missing, then grade what was written.
 
-    python exercises.py start 5 --out my-solution/        python exercises.py grade 5 --in my-solution/
+    python -m course start 5 --out my-solution/        python -m course grade 5 --in my-solution/
 
-EXERCISES.md says what each is about. `start` copies the project, with the body of the exercise's functions replaced
-by a hint; `grade` runs its tests (tests/test_grading.py) on such a copy, and says what each point was for. It runs
-what the student wrote: grade strangers where a program may do no harm.
+Run both from the project's root. course/EXERCISES.md describes the exercises. `start` copies the project and replaces
+the body of the exercise's functions by a hint. `grade` runs the tests of the exercise (course/test_grading.py) on such
+a copy. It prints the points, and for each missing point what was expected. It runs the code of the solution without a
+sandbox: grade code of people whom you do not know on a machine where a program can do no harm.
 """
 
 import argparse
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,16 +25,16 @@ from pathlib import Path
 from lab import cli
 from lab.files import BadInput
 
-ROOT = Path(__file__).resolve().parent
-GRADING = Path("tests") / "test_grading.py"
-COPIED = ("*.py", "*.md", "requirements.txt", "LICENSE", str(GRADING))
-SECONDS = 120  # for one exercise's tests, which take two
+ROOT = Path(__file__).resolve().parent.parent
+GRADING = ROOT / "course" / "test_grading.py"
+COPIED = "*.py *.md lab/* course/* docs/* requirements.txt LICENSE pyproject.toml CITATION.cff".split()
+SECONDS = 120  # for the tests of one exercise, which need about two
 
 
 @dataclass(frozen=True)
 class Exercise:
     title: str
-    functions: tuple[str, ...]  # that are cut out: FILE.py:NAME
+    functions: tuple[str, ...]  # the functions to write, each as FILE.py:NAME
     hint: str
 
 
@@ -40,98 +42,104 @@ EXERCISES = {
     1: Exercise(
         "the noise schedule",
         ("dualmd.py:NoiseSchedule.__init__",),
-        "Set self.T, self.beta and self.alpha_bar, the latter two float64 tensors (T,). beta rises linearly from "
-        "beta_1 to beta_T; alpha_bar_t = (1 - beta_0) ... (1 - beta_t). torch.linspace and torch.cumprod.",
+        "Set self.T, self.beta and self.alpha_bar. The latter two are float64 tensors (T,). beta rises linearly from "
+        "beta_1 to beta_T; alpha_bar_t = (1 - beta_0) ... (1 - beta_t). Use torch.linspace and torch.cumprod.",
     ),
     2: Exercise(
         "noising an image, and back",
         ("dualmd.py:NoiseSchedule.add_noise", "dualmd.py:NoiseSchedule.predict_x0"),
-        "self._signal_and_noise(t, x) gives sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to multiply images.",
+        "self._signal_and_noise(t, x) returns sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), in a shape that can be "
+        "multiplied with images.",
     ),
     3: Exercise(
         "the training loss",
         ("dualmd.py:training_loss",),
-        "Ask the model once; one number comes out, the mean over all pixels of all images.",
+        "Call the model once. Return one number, the mean over all pixels of all images.",
     ),
     4: Exercise(
         "a DDIM step",
         ("dualmd.py:NoiseSchedule.ddim_step",),
-        "First the image that eps amounts to (clipped, if so wanted), then that image noised to t_next by the same "
-        "eps. With eta > 0, sigma z comes in (DDIM eq. 16), and eps keeps sqrt(1 - alpha_bar_next - sigma^2).",
+        "First calculate the clean image from x and eps, and clip it if `clip` is set. Then noise that image to t_next "
+        "with the same eps. If eta > 0, add sigma z (DDIM eq. 16); eps then keeps the weight "
+        "sqrt(1 - alpha_bar_next - sigma^2).",
     ),
     5: Exercise(
         "an ancestral step",
         ("dualmd.py:NoiseSchedule.ddpm_step",),
-        "mean = (x - beta_t / sqrt(1 - alpha_bar_t) eps) / sqrt(1 - beta_t), and sqrt(beta_t) z comes on top of it,"
-        " but not at t = 0. For clip: predict_x0, clamp, predict_eps.",
+        "mean = (x - beta_t / sqrt(1 - alpha_bar_t) eps) / sqrt(1 - beta_t). Add sqrt(beta_t) z to it, except at t = 0."
+        " With `clip`: predict_x0, clamp, predict_eps.",
     ),
     6: Exercise(
         "the index split",
         ("data.py:index_split",),
-        "np.random.RandomState(seed).permutation, its first half for the members' pool; with `published`, each of "
-        "the two pools of _read_published_split(published, n) permuted, members' first. A Split takes int64 "
-        "tensors. BadInput for a number of members that is odd, not positive, or more than a pool has.",
+        "np.random.RandomState(seed).permutation(n): its first half is the members' pool, its second half the "
+        "non-members' pool. If `pools` is given, permute each of the two instead, the members' pool first. A Split "
+        "takes int64 tensors. Raise BadInput if the number of members is odd, not positive, or more than a pool has.",
     ),
     7: Exercise(
         "taking turns",
         ("dualmd.py:DualMD.__call__",),
-        "Each image has a timestep of its own. route puts each row to one of two models.",
+        "Each image has its own timestep. route sends each image to one of two models.",
     ),
     8: Exercise(
         "soft targets",
         ("dualmd.py:distill_targets",),
-        "in_a says which images teacher A was trained on. route puts each row to one of two models.",
+        "in_a says which images teacher A was trained on. route sends each image to one of two models.",
     ),
     9: Exercise(
         "three membership scores",
         ("attacks.py:loss", "attacks.py:_pia", "attacks.py:round_trip"),
-        "Higher means member, so errors get a minus. _eps(eps_model, x, t) asks the model at one t for all images; "
-        "_noise(x0, generator) draws the noise; schedule.add_noise and schedule.ddim_step do the rest.",
+        "Higher means member, so errors get a minus. _eps(eps_model, x, t) calls the model with one t for all images; "
+        "_noise(x0, generator) draws the noise. schedule.add_noise and schedule.ddim_step do the rest.",
     ),
     10: Exercise(
         "the AUC, with ties",
         ("metrics.py:auc",),
-        "P(member's score > non-member's) + P(equal) / 2, over all pairs. np.searchsorted on the sorted scores, on "
-        "the left and on the right, counts without making all pairs.",
+        "P(member's score > non-member's) + P(equal) / 2, over all pairs. You need not form the pairs: "
+        "np.searchsorted on the sorted scores, with side left and side right, counts them.",
     ),
     11: Exercise(
         "an attacker who adapts",
         ("metrics.py:adaptive",),
-        "halves() cuts; _attacker learns on one half, and scores others; _judge_each_other pools both; _redraw and "
-        "_interval are for the bootstrap. choices[0] is what the first half picked.",
+        "halves() cuts the images in two. _attacker learns on one half and scores other images. _judge_each_other "
+        "returns the scores of both halves together. _redraw and _interval are for the bootstrap. choices[0] is the "
+        "choice of the first half.",
     ),
     12: Exercise(
         "the Fréchet distance",
         ("fid.py:symmetric_root", "fid.py:distance"),
-        "torch.linalg.eigh for the root; drop eigenvalues that are zero but for rounding. The trace of the "
-        "product's root is the sum of the singular values of R1^T R2.",
+        "Use torch.linalg.eigh for the root, and drop eigenvalues that are zero up to rounding. The trace of the root "
+        "of the product is the sum of the singular values of R1^T R2.",
     ),
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m course", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.error = lambda message: cli.fail(f"{message} (--help lists all flags)")
     what = parser.add_subparsers(dest="what", required=True)
-    start_it = what.add_parser("start", help="copy the project, with the functions of these exercises left to write")
-    start_it.add_argument("number", type=exercise, nargs="+", help="1 to 12")
-    start_it.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to; not there yet, or empty")
-    grade_it = what.add_parser("grade", help="say how many points a solution has")
-    grade_it.add_argument("number", type=exercise, nargs="*", help="1 to 12 (default: all of them)")
+    start_it = what.add_parser("start", help="copy the project without the functions of these exercises")
+    start_it.add_argument("number", type=exercise, nargs="+", help="exercises, from 1 to 12")
+    start_it.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty directory for the copy")
+    grade_it = what.add_parser("grade", help="print the points of a solution")
+    grade_it.add_argument("number", type=exercise, nargs="*", help="exercises, from 1 to 12 (default: all)")
     grade_it.add_argument(
         "--in", dest="folder", type=Path, default=Path(), metavar="DIR", help="the solution (default: this directory)"
     )
     grade_it.add_argument("--json", action="store_true", help="print JSON, for a teacher's script")
-    for its in (start_it, grade_it):
-        its.error = parser.error
+    start_it.error = grade_it.error = parser.error
     args = parser.parse_args()
     if args.what == "start":
         start(args.number, args.out)
         return
-    numbers = args.number or list(EXERCISES)
-    require_solution(args.folder)
+    needed = {function.split(":")[0] for its in EXERCISES.values() for function in its.functions}
+    missing = sorted(file for file in needed if not (args.folder / file).is_file())
+    if missing:
+        raise BadInput(f"--in {args.folder}: {', '.join(missing)} not found; name a directory that `start` made")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        grades = list(pool.map(lambda number: grade(number, args.folder), numbers))
+        grades = list(pool.map(lambda number: grade(number, args.folder), args.number or EXERCISES))
     if args.json:
         print(json.dumps(grades, indent=1))
     else:
@@ -142,20 +150,24 @@ def main() -> None:
 
 
 def exercise(text: str) -> int:
-    """Type of an exercise's number."""
+    """argparse type: the number of an exercise."""
     if not text.isdecimal() or int(text) not in EXERCISES:
         raise argparse.ArgumentTypeError(f"there is no exercise {text}; they are numbered 1 to {len(EXERCISES)}")
     return int(text)
 
 
-# --- a hole where a function was ----------------------------------------------------------------
+# --- start: a copy in which functions are missing ------------------------------------------------
 
 
 def start(numbers: list[int], out: Path) -> None:
-    """Copy the project to `out`, with the functions of these exercises cut out, and say where they are."""
+    """Copy the project to `out` without the functions of these exercises, and print where they are missing.
+
+    Raises BadInput if `out` is there and not an empty directory, or if it cannot be written.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"--out {out}: is there already, and not empty")
-    sources = {path.relative_to(ROOT): path.read_bytes() for pattern in COPIED for path in sorted(ROOT.glob(pattern))}
+        raise BadInput(f"--out {out}: exists and is not an empty directory; name another one")
+    paths = [path for pattern in COPIED for path in ROOT.glob(pattern) if path.is_file()]
+    sources = {path.relative_to(ROOT): path.read_bytes() for path in paths}
     holes = []
     for number in numbers:
         for function in EXERCISES[number].functions:
@@ -175,95 +187,74 @@ def start(numbers: list[int], out: Path) -> None:
             copy.rename(out)
     except OSError as error:
         raise BadInput(f"--out {out}: cannot be written ({error.strerror})") from error
-    print(
-        "Yours to write:", *holes, "", f"And then:\n  python exercises.py grade {words(numbers)} --in {out}", sep="\n"
-    )
+    print("Write these functions:", *holes, "", "Then run:", sep="\n")
+    print("  python -m course grade", *numbers, "--in", out)
 
 
 def cut(source: str, name: str, number: int) -> tuple[str, int]:
-    """The source without the body of the function `name`, all but its docstring; and the line of the hole."""
-    nodes = ast.parse(source).body
-    *classes, function = name.split(".")
-    for wanted in classes:
-        nodes = next(node for node in nodes if isinstance(node, ast.ClassDef) and node.name == wanted).body
-    node = next(node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == function)
+    """`source` without the body of the function `name`, except its docstring; and the line number of the gap."""
+    node = ast.parse(source)
+    for part in name.split("."):
+        node = next(child for child in node.body if getattr(child, "name", "") == part)
     first = node.body[0]
     lines, indent = source.splitlines(), " " * first.col_offset
-    begin = first.end_lineno if ast.get_docstring(node) else first.lineno - 1  # lines before the hole
+    begin = first.end_lineno if ast.get_docstring(node) else first.lineno - 1  # number of lines before the gap
     hint = textwrap.wrap(f"Exercise {number}. {EXERCISES[number].hint}", 118 - len(indent))
     hole = [f"{indent}# {line}" for line in hint]
-    hole.append(f'{indent}raise NotImplementedError("exercise {number}: {function} is yours to write")')
+    hole.append(f'{indent}raise NotImplementedError("exercise {number}: {node.name} is not written yet")')
     return "\n".join([*lines[:begin], *hole, *lines[node.end_lineno :], ""]), begin + len(hole)
 
 
-def words(numbers: list[int]) -> str:
-    return " ".join(map(str, numbers))
-
-
-# --- grading ------------------------------------------------------------------------------------
-
-
-def require_solution(folder: Path) -> None:
-    needed = sorted({function.split(":")[0] for its in EXERCISES.values() for function in its.functions})
-    missing = [file for file in needed if not (folder / file).is_file()]
-    if missing:
-        raise BadInput(f"--in {folder}: no {', '.join(missing)} in it; name a directory that `start` made")
+# --- grade ---------------------------------------------------------------------------------------
 
 
 def grade(number: int, folder: Path) -> dict:
-    """Points for one exercise of the solution in `folder`, as --json prints them.
+    """The points for one exercise of the solution in `folder`, in the form that --json prints.
 
-    The tests are the ones beside this file, whatever the solution has in its own tests/.
+    The tests are the ones beside this file, even if the solution has its own. They import the solution's modules.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        report = Path(temporary) / "report.xml"
-        options = ["--noconftest", "--import-mode=importlib", "-p", "no:cacheprovider", f"--rootdir={temporary}"]
-        tests = f"{ROOT / GRADING}::TestExercise{number}"
-        command = [sys.executable, "-m", "pytest", *options, "-c", os.devnull, f"--junitxml={report}", tests]
+        # a copy, because beside course/ the tests would import the modules of this project
+        tests, report = shutil.copy(GRADING, temporary), Path(temporary) / "report.xml"
+        options = ["--noconftest", "-p", "no:cacheprovider", "-c", os.devnull, f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", *options, f"{tests}::TestExercise{number}"]
         environment = os.environ | {"PYTHONPATH": str(folder.resolve()), "OMP_NUM_THREADS": "1"}
-        found = {}
         try:
             subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, timeout=SECONDS)
-            found = outcomes(report)
+            found, otherwise = outcomes(report)
         except subprocess.TimeoutExpired:
-            found = {None: f"not finished after {SECONDS} seconds"}
+            found, otherwise = {}, f"not finished after {SECONDS} seconds"
         except (OSError, xml.etree.ElementTree.ParseError):
-            found = {None: "the solution ended Python itself"}
-    everything = found.get(None)  # why no test could be run at all
-    tests = [
-        {"what": what, "passed": message == "", "message": message}
-        for what in points(number)
-        for message in [everything if everything else found.get(what, "was not run")]
-    ]
-    passed = sum(test["passed"] for test in tests)
-    title, functions = EXERCISES[number].title, EXERCISES[number].functions
-    result = {"exercise": number, "title": title, "functions": list(functions), "points": passed, "of": len(tests)}
-    return result | {"tests": tests}
+            found, otherwise = {}, "the solution ended the Python process"
+    messages = {test.removeprefix("test_").replace("_", " "): found.get(test, otherwise) for test in points(number)}
+    return {
+        "exercise": number,
+        "title": EXERCISES[number].title,
+        "functions": list(EXERCISES[number].functions),
+        "points": list(messages.values()).count(""),
+        "of": len(messages),
+        "tests": [{"what": what, "passed": not message, "message": message} for what, message in messages.items()],
+    }
 
 
 def points(number: int) -> list[str]:
-    """What there are points for, in words: the names of the tests in this exercise's class."""
-    for node in ast.parse((ROOT / GRADING).read_text()).body:
-        if isinstance(node, ast.ClassDef) and node.name == f"TestExercise{number}":
-            return [in_plain(test.name) for test in node.body if getattr(test, "name", "").startswith("test_")]
-    raise AssertionError(f"no tests for exercise {number}")
+    """What an exercise has points for: the names of the tests in its class."""
+    classes = {node.name: node.body for node in ast.parse(GRADING.read_text()).body if isinstance(node, ast.ClassDef)}
+    names = (getattr(node, "name", "") for node in classes[f"TestExercise{number}"])
+    return [name for name in names if name.startswith("test_")]
 
 
-def outcomes(report: Path) -> dict[str | None, str]:
-    """By test, what pytest's report says is wrong, "" where nothing is; under None, why it could run none."""
-    found = {}
+def outcomes(report: Path) -> tuple[dict[str, str], str]:
+    """From pytest's report, the message of each test, "" if it passed; and the message of tests that did not run."""
+    found, otherwise = {}, "was not run"
     for case in xml.etree.ElementTree.parse(report).iter("testcase"):
-        wrong = case.find("failure") if case.find("failure") is not None else case.find("error")
+        wrong = next(iter(case), None)  # a failure, an error or a skip
         message = "" if wrong is None else wrong.get("message").removeprefix("Failed: ")
         if message == "collection failure":
             lines = [line.removeprefix("E").strip() for line in wrong.text.splitlines() if line.startswith("E ")]
-            return {None: f"the solution cannot be imported: {' '.join(lines)}"}
-        found[in_plain(case.get("name"))] = message
-    return found
-
-
-def in_plain(name: str) -> str:
-    return name.removeprefix("test_").replace("_", " ")
+            otherwise = f"the solution cannot be imported: {' '.join(lines)}"
+        found[case.get("name")] = message
+    return found, otherwise
 
 
 def in_words(graded: dict) -> str:
@@ -279,4 +270,5 @@ def in_words(graded: dict) -> str:
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "course"  # the name in error messages, instead of __main__.py
     cli.run(main)

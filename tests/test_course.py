@@ -1,26 +1,27 @@
-"""exercises.py: holes where functions were, and a grade that says what was expected."""
+"""course/: copies in which functions are missing, and a grade that says what was expected."""
 
 import ast
 import json
 import os
 import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ROOT, tree
 
-from course import __main__ as exercises
+from course import __main__ as course
 from course.__main__ import EXERCISES
 from lab.files import BadInput
 
 
 def call(monkeypatch, capsys, *words):
-    """Exit status and output of exercises.py."""
-    monkeypatch.setattr(sys, "argv", ["exercises.py", *map(str, words)])
+    """Exit status and output of `python -m course`."""
+    monkeypatch.setattr(sys, "argv", ["course", *map(str, words)])
     capsys.readouterr()
     try:
-        exercises.main()
+        course.main()
         status = 0
     except SystemExit as end:
         status = int(end.code)
@@ -45,17 +46,17 @@ def bodies(source):
 
 @pytest.mark.slow
 def test_every_hole_fails_and_says_what_was_expected(tmp_path):
-    """And nothing but the function is missing, whose docstring stays."""
+    """Nothing is missing but the function's body. Its docstring stays."""
     for number in EXERCISES:
-        exercises.start([number], tmp_path / str(number))
+        course.start([number], tmp_path / str(number))
     with ThreadPoolExecutor(2) as two:
-        grades = list(two.map(lambda number: exercises.grade(number, tmp_path / str(number)), EXERCISES))
+        grades = list(two.map(lambda number: course.grade(number, tmp_path / str(number)), EXERCISES))
     for (number, exercise), graded in zip(EXERCISES.items(), grades, strict=True):
         copy = tmp_path / str(number)
         assert graded["points"] == 0 and graded["of"] >= 3, graded
         for test in graded["tests"]:
             assert re.match(
-                f"expected .+ NotImplementedError: exercise {number}: .* is yours to write", test["message"]
+                f"expected .+ NotImplementedError: exercise {number}: .* is not written yet", test["message"]
             )
         holes = {}
         for path in ROOT.glob("*.py"):
@@ -71,24 +72,29 @@ def test_every_hole_fails_and_says_what_was_expected(tmp_path):
             assert f"# Exercise {number}. {exercise.hint[:40]}" in file and max(map(len, file.splitlines())) <= 120
 
 
-def test_a_solution_has_all_points_and_needs_no_other_test(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_a_solution_has_all_points_also_where_only_the_copy_is(tmp_path, monkeypatch, capsys):
     solution = tmp_path / "my-solution"
     status, said = call(monkeypatch, capsys, "start", 5, "--out", solution)
     line = 1 + (solution / "dualmd.py").read_text().splitlines().index(
-        '        raise NotImplementedError("exercise 5: ddpm_step is yours to write")'
+        '        raise NotImplementedError("exercise 5: ddpm_step is not written yet")'
     )
     assert status == 0 and f"{solution}/dualmd.py, line {line}: NoiseSchedule.ddpm_step\n" in said
-    assert f"python exercises.py grade 5 --in {solution}\n" in said
-    assert tree(solution / "tests") == ["test_grading.py"]
+    assert said.endswith(f"\n  python -m course grade 5 --in {solution}\n")
+    folders = {path.name for path in solution.iterdir() if path.is_dir()}
+    assert folders == {"course", "docs", "lab"} and {"README.md", "course/EXERCISES.md"} <= set(tree(solution))
     (solution / "dualmd.py").write_bytes((ROOT / "dualmd.py").read_bytes())
     status, said = call(monkeypatch, capsys, "grade", 5, "--in", solution)
     assert status == 0 and said.endswith("  4 of 4 points\n") and "+1  the last step adds no noise\n" in said
+    for command in (["-m", "course", "grade", "5"], ["-c", "import train, sample, evaluate, reproduce"]):
+        result = subprocess.run([sys.executable, *command], cwd=solution, capture_output=True, text=True)
+        assert result.returncode == 0 and result.stdout in (said, ""), result.stderr
 
 
 @pytest.mark.slow
 def test_a_mistake_is_called_by_its_name(tmp_path, monkeypatch, capsys):
-    """The rest has its points; the tests that count are the ones beside exercises.py, not the solution's own."""
-    exercises.start([5, 7], tmp_path / "s")
+    """The other points are given. The tests that count are those of the project, not the solution's own."""
+    course.start([5, 7], tmp_path / "s")
     source = (ROOT / "dualmd.py").read_text()
     for right, wrong in (
         ("mean + beta**0.5 * z if t > 0 else mean", "mean + beta * z"),
@@ -97,12 +103,12 @@ def test_a_mistake_is_called_by_its_name(tmp_path, monkeypatch, capsys):
         assert right in source
         source = source.replace(right, wrong)
     (tmp_path / "s" / "dualmd.py").write_text(source)
-    (tmp_path / "s" / "tests" / "test_grading.py").write_text("class TestExercise5: pass\n")
+    (tmp_path / "s" / "course" / "test_grading.py").write_text("class TestExercise5: pass\n")
     status, said = call(monkeypatch, capsys, "grade", 5, 7, "--in", tmp_path / "s")
     assert status == 1
     assert "   0  the noise has the standard deviation sqrt beta\n" in said and "2 of 4 points" not in said
     words = " ".join(said.split())
-    assert "(as if the root of beta_t were missing)" in words and "(as if B answered first)" in words
+    assert "(it looks as if the root of beta_t is missing)" in words and "(it looks as if B answers first)" in words
     assert "+1 without noise it is the mean of equation 11" in words and "1 of 4 points" in words
     status, said = call(monkeypatch, capsys, "grade", 5, "--in", tmp_path / "s", "--json")
     (graded,) = json.loads(said)
@@ -114,18 +120,20 @@ def test_a_mistake_is_called_by_its_name(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "written, message",
+    "file, written, message",
     [
-        ("def add_noise(:\n", "the solution cannot be imported: .*SyntaxError: .*"),
-        ("import os\nos._exit(0)\n", "the solution ended Python itself"),
-        ("import time\ntime.sleep(60)\n", "not finished after 5 seconds"),
+        ("dualmd.py", "def add_noise(:\n", "the solution cannot be imported: .*SyntaxError: .*"),
+        ("dualmd.py", "import pytest\npytest.skip('', allow_module_level=True)\n", "was not run"),
+        ("dualmd.py", "import os\nos._exit(0)\n", "the solution ended the Python process"),
+        ("dualmd.py", "import time\ntime.sleep(60)\n", "not finished after 5 seconds"),
+        ("lab/files.py", "import nothing\n", "the solution cannot be imported: .*No module named 'nothing'"),
     ],
 )
-def test_whatever_is_written_there_is_graded(tmp_path, monkeypatch, written, message):
-    monkeypatch.setattr(exercises, "SECONDS", 5)
-    exercises.start([2], tmp_path / "s")
-    (tmp_path / "s" / "dualmd.py").write_text(written)
-    graded = exercises.grade(2, tmp_path / "s")
+def test_every_solution_is_graded(tmp_path, monkeypatch, file, written, message):
+    monkeypatch.setattr(course, "SECONDS", 5)
+    course.start([2], tmp_path / "s")
+    (tmp_path / "s" / file).write_text(written)
+    graded = course.grade(2, tmp_path / "s")
     assert graded["points"] == 0 and graded["of"] == 3
     assert all(re.fullmatch(message, test["message"]) for test in graded["tests"])
 
@@ -135,22 +143,22 @@ def test_refusals(tmp_path, monkeypatch, capsys):
     (tmp_path / "full" / "thesis.txt").touch()
     (tmp_path / "file").touch()
     for out in ("full", "file"):
-        with pytest.raises(BadInput, match=f"--out .*{out}: is there already, and not empty"):
-            exercises.start([1], tmp_path / out)
+        with pytest.raises(BadInput, match=f"--out .*{out}: exists and is not an empty directory"):
+            course.start([1], tmp_path / out)
     with pytest.raises(BadInput, match="--out .*: cannot be written"):
-        exercises.start([1], tmp_path / "file" / "in-it")
-    with pytest.raises(BadInput, match=r"--in .*full: no attacks.py, .* in it; name a directory that `start` made"):
+        course.start([1], tmp_path / "file" / "in-it")
+    with pytest.raises(BadInput, match=r"--in .*full: attacks.py, .* not found; name a directory that `start` made"):
         call(monkeypatch, capsys, "grade", 1, "--in", tmp_path / "full")
     assert tree(tmp_path) == ["file", "full", "full/thesis.txt"]
     for words in (["start", "13", "--out", "x"], ["start", "one", "--out", "x"], ["start", "1"], ["grade", "0"], []):
         assert call(monkeypatch, capsys, *words)[0] == 2
     (tmp_path / "empty").mkdir()
-    exercises.start([1], tmp_path / "empty")
+    course.start([1], tmp_path / "empty")
     assert (tmp_path / "empty" / "dualmd.py").exists() and not [path for path in os.listdir(tmp_path) if path[0] == "."]
 
 
 def test_the_document_says_what_the_script_does():
-    text = (ROOT / "EXERCISES.md").read_text()
+    text = (ROOT / "course" / "EXERCISES.md").read_text()
     rows = re.findall(r"^\| (\d+) \| \[(.+?)\]\(#(.+?)\) \| (.+?) \| (\d+) \| \d+ min \|$", text, re.MULTILINE)
     assert [int(number) for number, *_ in rows] == list(EXERCISES) == list(range(1, 13))
     for number, title, anchor, functions, points in rows:
@@ -161,7 +169,7 @@ def test_the_document_says_what_the_script_does():
         assert [name.rpartition(".")[2] for name in re.findall("`(.+?)`", functions)] == [
             name.rpartition(".")[2] for name in names
         ]
-        assert int(points) == len(exercises.points(int(number)))
+        assert int(points) == len(course.points(int(number)))
         section = text.partition(f"\n### {number}. ")[2].partition("\n### ")[0]
         for word in ("*You learn*", "```text\n", "*Write*", f"*Graded by* `TestExercise{number}`", "*Then:*"):
             assert word in section, (number, word)

@@ -1,4 +1,4 @@
-"""README.md and its neighbours: every command in them runs, what they quote stands in the code, every link leads on."""
+"""The documents: every command in them runs, the code that they quote is in the code, every link leads somewhere."""
 
 import importlib
 import os
@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import types
 
 import numpy as np
@@ -22,7 +23,7 @@ import train
 from tools import bench
 from unet import UNetConfig
 
-DOCUMENTS = ["README.md", "MANUAL.md", "EXERCISES.md", "CONTRIBUTING.md", "results/README.md"]
+DOCUMENTS = ["README.md", "docs/manual.md", "docs/contributing.md", "course/EXERCISES.md", "results/README.md"]
 TEXT = {name: (ROOT / name).read_text() for name in DOCUMENTS}
 
 
@@ -40,7 +41,7 @@ def commands(name):
 
 # --- commands, at toy size, on models that are there ---
 
-BY_CI = [
+NOT_RUN_HERE = [  # .ci/run runs most of them
     "git clone",
     "cd",
     "python -m venv",
@@ -51,11 +52,11 @@ BY_CI = [
     "ruff format",
     "wait",
 ]
-ELSEWHERE = {"stress": "test_robustness.py", "mutate": "test_mutate.py"}
+RUN_BY = {"tools.stress": "test_robustness.py", "tools.mutate": "test_mutate.py"}
 
 
 class Begun(Exception):
-    """A study, or a benchmark, has understood its flags; that it then does what it should is tested elsewhere."""
+    """A study or a benchmark has parsed its flags. Other tests check what it does then."""
 
 
 def drawn_cifar(folder):
@@ -69,7 +70,7 @@ def drawn_cifar(folder):
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """A directory in which all that the documents speak of is there, and small."""
+    """A directory with everything that the documents mention, but small."""
     folder = tmp_path_factory.mktemp("scene") / "here"
     drawn_cifar(folder / "data" / "cifar-10-batches-bin")
     drawn_cifar(folder.parent / "shared" / "cifar10-sample" / "cifar-10-batches-bin")
@@ -106,18 +107,26 @@ def scene(tmp_path_factory):
         yield patch
 
 
+def module_of(words):
+    """What `python WORDS` runs, imported; and the words after it."""
+    if words[0] == "-m":
+        name = words[1] + (".__main__" if words[1] == "course" else "")
+        return importlib.import_module(name), words[2:]
+    assert words[0].endswith(".py")
+    return importlib.import_module(words[0].removesuffix(".py")), words[1:]
+
+
 def call(patch, words):
-    """Run a script as `python` would, in this process, and as small as its flags allow."""
-    script, *flags = words
-    module = importlib.import_module(script.removesuffix(".py"))
+    """Run a script as `python WORDS` would, in this process, and as small as its flags allow."""
+    module, flags = module_of(words)
     smaller = {
-        "train.py": ["--epochs", "2", *([] if "--distill" in flags else ["--members", "8"])],
-        "evaluate.py": ["--members", "8"] if "--checkpoint" in flags else ["--n", "4"],
-        "sample.py": ["--n", "2"],
-        "reproduce.py": ["--members", "8", "--epochs", "2"],
+        "train": ["--epochs", "2", *([] if "--distill" in flags else ["--members", "8"])],
+        "evaluate": ["--members", "8"] if "--checkpoint" in flags else ["--n", "4"],
+        "sample": ["--n", "2"],
+        "reproduce": ["--members", "8", "--epochs", "2"],
     }
-    device = [] if script == "exercises.py" else ["--device", "cpu"]
-    patch.setattr(sys, "argv", [script, *flags, *smaller.get(script, []), *device])
+    device = [] if module.__name__ == "course.__main__" else ["--device", "cpu"]
+    patch.setattr(sys, "argv", [module.__file__, *flags, *smaller.get(module.__name__, []), *device])
     module.main()
 
 
@@ -128,33 +137,33 @@ def test_commands(name, scene, capsys):
         words = [word for word in words if not re.match(r"[A-Z_]+=", word)]
         if words[0] == "torchrun":
             words = ["python", *words[words.index("--") + 1 :]]
-        if any(words[: len(known.split())] == known.split() for known in BY_CI):
+        if any(words[: len(known.split())] == known.split() for known in NOT_RUN_HERE):
             continue
-        assert words[0] == "python" and words[1].endswith(".py"), f"who runs {shlex.join(words)}?"
-        if words[1].startswith("tests/"):
-            assert "import " + words[1][6:-3] in (ROOT / "tests" / ELSEWHERE[words[1][6:-3]]).read_text()
+        python, *words = words
+        assert python == "python", f"who runs {shlex.join([python, *words])}?"
+        script = words[1] if words[0] == "-m" else words[0]
+        if script in RUN_BY:
+            assert re.search(rf"\b{script[6:]}\.\w+\(", (ROOT / "tests" / RUN_BY[script]).read_text())
             continue
-        if ">" in words:
-            words = words[: words.index(">")]
         print(shlex.join(words))
         try:
-            call(scene, words[1:])
+            call(scene, words)
         except Begun:
-            assert words[1] in ("reproduce.py", "bench.py")
+            assert script in ("reproduce.py", "tools.bench")
         except SystemExit as end:
-            assert words[1:3] == ["exercises.py", "grade"] and end.code == 1, "an exercise that nobody has solved yet"
+            assert script == "course" and words[2] == "grade" and end.code == 1, "an exercise that nobody has solved"
 
 
-@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py", "reproduce.py", "exercises.py"])
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py", "reproduce.py", "-m course"])
 def test_help_teaches(script, monkeypatch, capsys):
-    """What it is for, an example, flags in groups, and the default of each that has a value to default to."""
-    monkeypatch.setattr(sys, "argv", [script, "--help"])
-    module = importlib.import_module(script.removesuffix(".py"))
+    """Its purpose, an example, flags in groups, and the default of each flag that has a default value."""
+    module, _ = module_of(script.split())
+    monkeypatch.setattr(sys, "argv", [module.__file__, "--help"])
     with pytest.raises(SystemExit) as end:
         module.main()
     said = capsys.readouterr().out
     assert end.value.code == 0 and module.__doc__.strip() in said and f"    python {script}" in said
-    if script == "exercises.py":
+    if script == "-m course":
         return
     assert len(re.findall(r"^\w.*:$", said, re.MULTILINE)) >= 4, "groups"
     for flag, text in re.findall(r"^  (--[\w-]+) (.+?)(?=^  -|^\S|\Z)", said, re.MULTILINE | re.DOTALL):
@@ -175,18 +184,19 @@ def test_what_ci_runs():
         assert command in its
 
 
-# --- a new attack, and a new dataset, as CONTRIBUTING.md has them ---
+# --- a new attack, and a new dataset, as docs/contributing.md has them ---
 
 
 @pytest.mark.slow
 def test_a_new_attack_and_a_new_dataset_are_a_few_lines(tmp_path):
-    attack, holds, dataset = blocks("CONTRIBUTING.md", "python")
+    attack, holds, dataset = blocks("docs/contributing.md", "python")
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
+    shutil.copytree(ROOT / "lab", tmp_path / "lab")
     source = (tmp_path / "attacks.py").read_text()
     (tmp_path / "attacks.py").write_text(f"{source}\n\n{attack}\n\n{holds}")
-    source, before, after = (tmp_path / "data.py").read_text().partition("\nDATASETS = ")
-    (tmp_path / "data.py").write_text(f"{source}\n\n{dataset}{before}{after}")
+    source, before, after = (tmp_path / "lab" / "datasets.py").read_text().partition("\nDATASETS = ")
+    (tmp_path / "lab" / "datasets.py").write_text(f"{source}\n\n{dataset}{before}{after}")
     (tmp_path / "data" / "stl10_binary").mkdir(parents=True)
     drawn = data.toy(96, 0, n=40)
     (tmp_path / "data" / "stl10_binary" / "train_X.bin").write_bytes(
@@ -207,13 +217,14 @@ def test_a_new_attack_and_a_new_dataset_are_a_few_lines(tmp_path):
 
 
 def test_code_is_quoted_as_it_stands():
-    lines = {line.strip() for path in ROOT.glob("*.py") for line in path.read_text().splitlines()}
+    files = [*ROOT.glob("*.py"), *ROOT.glob("lab/*.py")]
+    lines = {line.strip() for path in files for line in path.read_text().splitlines()}
     quoted = [line.strip() for block in blocks("README.md", "python") for line in block.splitlines()]
     assert len(quoted) > 20 and not [line for line in quoted if line and line not in lines]
 
 
 def test_numbers_are_those_of_the_results():
-    """Every row of README's tables of numbers is in a table in results/, which may have columns in between."""
+    """Each row with numbers in README's tables is in a table in results/, which may have more columns."""
 
     def rows(text):
         return [line.strip("| ").split("|") for line in text.splitlines() if re.match(r"\| [^`]*\d\.\d", line)]
@@ -243,5 +254,18 @@ def test_links_lead_on(name):
 
 
 def test_files_are_where_readme_says():
-    named = set(re.findall(r"`(\w+\.py)`", TEXT["README.md"].partition("## Where things are")[2]))
-    assert named == {path.name for path in ROOT.glob("*.py")}
+    (layout,) = (block for block in blocks("README.md", "text") if "dualmd.py" in block)
+    named = re.findall(r"^  (\w+(?:\.py|/))", layout, re.MULTILINE)
+    ignored = (ROOT / ".gitignore").read_text().replace("/", "").split()
+    folders = [path for path in ROOT.glob("[!.]*/") if path.is_dir() and path.name not in ignored]
+    assert sorted(named) == sorted([path.name for path in ROOT.glob("*.py")] + [f"{path.name}/" for path in folders])
+
+
+def test_who_is_cited():
+    """The code's version, the paper's authors, title and number are the same in all files that give them."""
+    cff, bibtex = (ROOT / "CITATION.cff").read_text(), TEXT["README.md"].partition("```bibtex")[2]
+    assert f"version: {tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['version']}\n" in cff
+    authors = re.findall(r"given-names: (.+)\n +family-names: (.+)", cff)
+    assert len(authors) == 4 and " and ".join(f"{family}, {given}" for given, family in authors) in bibtex
+    title, number = re.search(r"title += {(.+?)}", bibtex, re.DOTALL)[1], re.search(r"eprint += {(.+)}", bibtex)[1]
+    assert " ".join(title.split()) in " ".join(cff.split()) and f"arxiv.org/abs/{number}" in cff

@@ -25,7 +25,7 @@ import data
 import fid
 import metrics
 from lab import cli, figures, reports, tables
-from lab.checkpoint import Checkpoint, open_dataset
+from lab.checkpoint import Checkpoint, open_dataset, snapshots
 from lab.datasets import published_split
 from lab.files import BadInput, require_writable
 from lab.published import load_published
@@ -152,7 +152,7 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
         return
 
     cheap = {attack: t for attack, t in fixed.items() if attack in ("loss", "pia")}
-    epochs = [row for run in runs for row in reports.over_epochs(run, cheap)]
+    epochs = [row for run in runs for row in over_epochs(run, cheap)]
     reports.write(out, {"table.md": table.lines + closing, "results.json": results, "epochs.json": epochs})
     figures.roc_curves(out / "roc.png", curves)
     figures.histograms(out / "histograms.png", histograms, fixed)
@@ -224,6 +224,19 @@ def summary(protocol: str, picks: list[tuple[int, int]], rules: list[str], resul
         "n_members": result.curve.members,
         "n_nonmembers": result.curve.nonmembers,
     }
+
+
+def over_epochs(run: EvaluatedRun, fixed: dict[str, int]) -> list[dict]:
+    """The published protocol's AUCs of the models at each snapshot (train.py --snapshots) and at the end."""
+    rows = []
+    for at in [*(EvaluatedRun(path, run.args, run.images) for path in snapshots(run.path).values()), run]:
+        for release in [name for name in at.releases if name not in ("DualMD unmixed", "DualMD leaked")]:
+            for attack, t in fixed.items():
+                (members,), (nonmembers,) = at.scores(release, {attack: [t]})[attack]
+                row = {"model": release, "attack": attack, "protocol": "published", "t": [t]}
+                row |= {"auc": metrics.auc(members.numpy(), nonmembers.numpy())}
+                rows.append(row | {"epochs": at.first.settings["epochs"], "seed": at.seed})
+    return rows
 
 
 if __name__ == "__main__":

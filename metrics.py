@@ -1,54 +1,55 @@
-"""How well an attacker did: the ROC of members' against non-members' scores, under two protocols.
+"""How well an attacker did: the ROC of members' scores against non-members', under two protocols. And copies.
 
-*published*: one timestep and one sign, fixed beforehand, all images; the threshold is the best one for the very
-images that are judged. It is how SecMI, PIA and others report, and here for comparison with them.
-*adaptive*: the attacker chooses timestep, sign and threshold on one half of the images and is judged on the other.
-An AUC below 0.5 under the first is no privacy: the second shows what an attacker who flips the sign gets.
+*published*: timestep and sign are fixed beforehand, and all images are judged. The threshold is the best one for these
+same images. SecMI, PIA and others report in this way; it is here for comparison with them.
+*adaptive*: the attacker chooses timestep, sign and threshold on one half of the images, and is judged on the other.
+An AUC below 0.5 under the first protocol is no privacy. The second shows the AUC of an attacker who flips the sign.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
-RESAMPLES = 1000  # of a bootstrap: the ends of a 95 % interval then stand on 25 resamples each
+RESAMPLES = 1000  # of a bootstrap: 25 of them lie beyond each end of a 95 % interval
 
 
 @dataclass(frozen=True)
 class ROC:
-    """One point a threshold, from "nobody is a member" (0, 0) to "everybody is" (1, 1)."""
+    """A point for each threshold, from "no image is a member" (0, 0) to "every image is" (1, 1)."""
 
     fpr: np.ndarray  # share of non-members called members, increasing
     tpr: np.ndarray  # share of members called members
     auc: float  # P(member's score > non-member's) + P(equal) / 2
     asr: float  # attack success rate: the accuracy at the best threshold
-    threshold: float  # that threshold: a member is whoever scores at least as much
+    threshold: float  # that threshold: an image is called a member if its score is at least this
     members: int
     nonmembers: int
 
     @property
     def tpr_at_1(self) -> float | None:
-        """TPR at 1 % FPR; None where there are fewer than 100 non-members, of whom 1 % is less than one."""
+        """TPR at 1 % FPR; None for fewer than 100 non-members, because 1 % of them is less than one."""
         return self._tpr_at(0.01) if self.nonmembers >= 100 else None
 
     @property
     def tpr_at_01(self) -> float | None:
-        """TPR at 0.1 % FPR; None where there are fewer than 1,000 non-members."""
+        """TPR at 0.1 % FPR; None for fewer than 1,000 non-members."""
         return self._tpr_at(0.001) if self.nonmembers >= 1000 else None
 
     def _tpr_at(self, fpr: float) -> float:
-        # a threshold that exists, never one interpolated: the FPR is kept
+        # at a threshold that exists: interpolation could exceed the FPR
         return float(self.tpr[self.fpr <= fpr].max())
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an attacker got under one protocol."""
+    """An attacker's result under one protocol."""
 
     curve: ROC
     interval: tuple[float, float]  # 95 % bootstrap interval of the AUC, over images
-    asr: float  # the accuracy; under the adaptive protocol at thresholds chosen on other images
+    asr: float  # the accuracy; under the adaptive protocol, with thresholds chosen on other images
     choices: list[tuple[int, int]]  # (row of the scores, sign +1 or -1), one for each half that chose
 
 
@@ -56,7 +57,7 @@ Scores = Tensor | np.ndarray | Sequence
 
 
 def published(members: Scores, nonmembers: Scores, seed: int = 0) -> Result:
-    """Judge scores (N,) and (M,), higher = member, as they are."""
+    """Judge the scores of members (N,) and non-members (M,) as they are. Higher means member."""
     members, nonmembers = _as_arrays(members, nonmembers)
 
     def resample(random: np.random.RandomState) -> float:
@@ -69,10 +70,10 @@ def published(members: Scores, nonmembers: Scores, seed: int = 0) -> Result:
 def adaptive(members: Scores, nonmembers: Scores, seed: int = 0) -> Result:
     """Judge scores (T, N) and (T, M), higher = member, with a row for each timestep that the attacker may choose.
 
-    Members and non-members are cut in two at random. On one half the attacker picks the row and the sign of the
-    best AUC, and the threshold of the best accuracy; with them he judges the other half. Then the halves swap,
-    and the two are pooled. Resamples for the interval are drawn within each half and pick anew: it covers the
-    luck of the pick too. Raises ValueError for fewer than two members or non-members.
+    Members and non-members are cut into two random halves. On one half the attacker picks the row and the sign with
+    the best AUC, and the threshold with the best accuracy. With these they judge the other half. Then the halves swap,
+    and both results are pooled. The resamples for the interval are drawn within each half and pick anew, so the
+    interval includes the luck of the pick. Raises ValueError for fewer than two members or non-members.
     """
     both = _as_arrays(members, nonmembers)
     cut = halves(*(scores.shape[1] for scores in both), seed)
@@ -92,21 +93,21 @@ def adaptive(members: Scores, nonmembers: Scores, seed: int = 0) -> Result:
 
 
 def halves(members: int, nonmembers: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Two halves, each as rows of the members and of the non-members: an attacker learns on one, and judges the other.
+    """Two random halves, each as (rows of the members, rows of the non-members).
 
     Raises ValueError for fewer than two members or non-members.
     """
     if min(members, nonmembers) < 2:
-        raise ValueError("to pick on one half and to judge the other takes two members and two non-members")
+        raise ValueError("two halves need at least two members and two non-members")
     random = np.random.RandomState(seed)
     parts = (np.array_split(random.permutation(count), 2) for count in (members, nonmembers))
     return list(zip(*parts, strict=True))
 
 
 def judged_by_others(members: Scores, nonmembers: Scores, seed: int = 0) -> Result:
-    """The adaptive protocol for scores (N,), (M,) that come from attackers who learnt on the other half (`halves`).
+    """The adaptive protocol for scores (N,) and (M,) that come from an attacker trained on the other half (`halves`).
 
-    They pick nothing more: positive scores are of members. The interval is over the images that are judged.
+    They have nothing left to pick: a positive score means member. The interval is over the images that are judged.
     """
     members, nonmembers = _as_arrays(members, nonmembers)
     right = (members > 0).sum() + (nonmembers <= 0).sum()
@@ -114,17 +115,17 @@ def judged_by_others(members: Scores, nonmembers: Scores, seed: int = 0) -> Resu
 
 
 def _attacker(members: np.ndarray, nonmembers: np.ndarray) -> tuple[tuple[int, int], Callable]:
-    """What an attacker learns from scores (T, n), (T, m): which row and sign; and how he scores others (T, k)."""
+    """What an attacker learns from scores (T, n), (T, m): a row, a sign, and a function that scores others (T, k)."""
     aucs = np.array([auc(*row) for row in zip(members, nonmembers, strict=True)])
     row = int(np.abs(aucs - 0.5).argmax())
     sign = 1 if aucs[row] >= 0.5 else -1
-    # the two halves may pick different rows; to pool them, each measures in what non-members spread over
+    # the halves may pick different rows: scores are pooled in units of the spread of non-members
     low, centre, high = np.quantile(sign * nonmembers[row], [0.25, 0.5, 0.75])
     return (row, sign), lambda scores: (sign * scores[row] - centre) / ((high - low) or 1)
 
 
 def _judge_each_other(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Of two halves (members, nonmembers), the scores of all members and all non-members, each by the other half."""
+    """The scores of all members and all non-members of two halves; the other half's attacker scores each."""
     by_first, by_second = _attacker(*first)[1], _attacker(*second)[1]
     return [np.concatenate([by_second(one), by_first(two)]) for one, two in zip(first, second, strict=True)]
 
@@ -147,16 +148,16 @@ def auc(members: np.ndarray, nonmembers: np.ndarray) -> float:
 
 
 def roc(members: Scores, nonmembers: Scores) -> ROC:
-    """The ROC of scores (N,) and (M,), higher = member. Exact: equal scores share a threshold.
+    """The ROC of scores (N,) and (M,), higher = member. It is exact: equal scores share a threshold.
 
-    Raises ValueError where either has no scores, or one that is NaN.
+    Raises ValueError where one of them is empty, or has a NaN.
     """
     members, nonmembers = _as_arrays(members, nonmembers)
-    # a member is whoever scores at least the threshold
+    # a score of at least the threshold means member
     thresholds = np.append(np.inf, np.unique(np.concatenate([members, nonmembers]))[::-1])
     hits = len(members) - np.searchsorted(np.sort(members), thresholds)
     false_alarms = len(nonmembers) - np.searchsorted(np.sort(nonmembers), thresholds)
-    hits[0] = false_alarms[0] = 0  # even of scores that are infinite
+    hits[0] = false_alarms[0] = 0  # also for infinite scores
     correct = hits + len(nonmembers) - false_alarms
     return ROC(
         fpr=false_alarms / len(nonmembers),
@@ -176,3 +177,45 @@ def _as_arrays(*scores: Scores) -> list[np.ndarray]:
     if any(np.isnan(array).any() for array in arrays):
         raise ValueError("a score is NaN")
     return arrays
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share among n (Wilson 1927)."""
+    z = 1.96
+    centre, half = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
+
+
+# --- copies ------------------------------------------------------------------------------------
+
+
+def nearest(generated: Tensor, images: Tensor, block: int = 1024) -> tuple[Tensor, Tensor]:
+    """L2 distances (N, 2) from each generated image to the nearest and second nearest image; their indices (N, 2).
+
+    Both are uint8, (N, 3, H, W) and (M, 3, H, W); distances are in grey levels. They are exact, because float64 holds
+    the whole number |x|^2 - 2 x.y + |y|^2. Memory grows with `block`^2, not with N M. Raises ValueError for M < 2.
+    """
+    if len(images) < 2:
+        raise ValueError("a nearest and a second nearest image need two images")
+    distances, indices = [], []
+    for x in (part.flatten(1).double() for part in generated.split(block)):
+        best = torch.full((len(x), 2), torch.inf, dtype=torch.float64), torch.zeros((len(x), 2), dtype=torch.int64)
+        for first in range(0, len(images), block):
+            y = images[first : first + block].flatten(1).double()
+            squared = x.square().sum(1, keepdim=True) - 2 * x @ y.T + y.square().sum(1)
+            numbers = torch.arange(first, first + len(y)).expand_as(squared)
+            squared, numbers = torch.cat([best[0], squared], 1), torch.cat([best[1], numbers], 1)
+            squared, which = squared.topk(2, largest=False)
+            best = squared, numbers.gather(1, which)
+        distances.append(best[0].sqrt())
+        indices.append(best[1])
+    return torch.cat(distances), torch.cat(indices)
+
+
+def is_copy(distances: Tensor) -> Tensor:
+    """Which generated images are copies, (N,) bool, given the two smallest distances (N, 2) of each.
+
+    An image is a copy if its nearest training image is less than a third as far away as the second nearest (Yoon et
+    al. 2023, "Diffusion Probabilistic Models Generalize when They Fail to Memorize").
+    """
+    return distances[:, 0] < distances[:, 1] / 3

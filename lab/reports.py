@@ -1,4 +1,4 @@
-"""What evaluate.py reports besides attacks: copies, image quality, and AUCs over the epochs; and how it is written."""
+"""What evaluate.py reports besides attacks: copies and image quality; and how results are written."""
 
 import functools
 import json
@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 
 import fid
-import metrics
-from lab import checkpoint, figures, tables
+from lab import figures, tables
 from lab.files import atomic_write
-from lab.memorization import is_copy, nearest
 from lab.releases import GENERATING, EvaluatedRun
+from metrics import is_copy, nearest
 
 
 def memorization(runs: list[EvaluatedRun], args: Namespace, out: Path) -> None:
@@ -80,19 +79,6 @@ def cost(run: EvaluatedRun, release: str, inception: fid.InceptionV3 | None, arg
         found |= {"n_generated": n, "fid_members": to_members, "fid_held_out": to_held_out}
         found |= {"fid_weights": inception.weights}
     return found
-
-
-def over_epochs(run: EvaluatedRun, fixed: dict[str, int]) -> list[dict]:
-    """The published protocol's AUCs of the models at each snapshot (train.py --snapshots) and at the end."""
-    snapshots, rows = checkpoint.snapshots(run.path).values(), []
-    for at in [*(EvaluatedRun(path, run.args, run.images) for path in snapshots), run]:
-        for release in [name for name in at.releases if name not in ("DualMD unmixed", "DualMD leaked")]:
-            for attack, t in fixed.items():
-                (members,), (nonmembers,) = at.scores(release, {attack: [t]})[attack]
-                row = {"model": release, "attack": attack, "protocol": "published", "t": [t]}
-                row |= {"auc": metrics.auc(members.numpy(), nonmembers.numpy())}
-                rows.append(row | {"epochs": at.first.settings["epochs"], "seed": at.seed})
-    return rows
 
 
 def write(out: Path, contents: dict[str, list]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from lab import checkpoint
 from lab.files import BadInput
 from lab.releases import EvaluatedRun
+from metrics import wilson
 
 Cell = Callable[[list[dict]], str]  # makes a cell from the results of one release, one dict (or one a protocol) a run
 Column = tuple[str, int, Cell]  # heading, width, cell; in a heading, {} stands for the meaning of the brackets below it
@@ -84,13 +85,6 @@ def under(protocol: str, columns: list[Column]) -> list[Column]:
     return [(name, width, only(cell)) for name, width, cell in columns]
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share among n (Wilson's)."""
-    z = 1.96
-    centre, half = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
-
-
 MODEL = [("model", 17, text("model")), ("held-out", 8, mean("held_out_loss", 4))]
 FIDS = [("FID to members", 20, fid("fid_members")), ("FID to held-out", 20, fid("fid_held_out"))]
 AUC = with_range("auc", lambda row: row["auc_95"])
@@ -135,9 +129,8 @@ def overview(rows: list[dict]) -> list[str]:
 
 
 def print_models(roots: list[Path]) -> None:
-    """Print a line for each finished model in these directories and those below, without snapshots."""
+    """Print a row for each finished model in these directories and those below, without snapshots."""
     paths = [path for root in roots for path in sorted(root.rglob("*.pt")) if path.stem in checkpoint.NAMES]
-    names = "model", "dataset", "images", "trained on", "members", "epochs", "seed", "parameters", "kB"
     rows, unreadable = [], []
     for path in [path for path in paths if not path.parent.name.startswith("epoch-")]:
         try:
@@ -145,14 +138,12 @@ def print_models(roots: list[Path]) -> None:
         except BadInput as error:
             unreadable.append(str(error))
             continue
-        size, settings = model.dataset["size"], model.settings
-        numbers = [len(model.trained_on), len(model.split.members), settings["epochs"], settings["seed"]]
-        numbers += [model.parameters, path.stat().st_size // 1000]
-        texts = [f"{number}" if name in ("seed", "kB") else f"{number:,}" for name, number in zip(names[3:], numbers)]
-        rows.append([str(path), model.dataset["name"], f"{size}x{size}", *texts])
-    if rows:
-        widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-        print(*heading(names, widths), *(line(row, widths) for row in rows), sep="\n")
-    elif not unreadable:
+        its, size = model.settings, model.dataset["size"]
+        numbers = len(model.trained_on), len(model.split.members), its["epochs"], model.parameters
+        row = [path, model.dataset["name"], f"{size}x{size}", *(f"{number:,}" for number in numbers)]
+        rows.append([*map(str, row), str(its["seed"]), str(path.stat().st_size // 1000)])
+    if not paths:
         raise BadInput(f"no trained model in {', '.join(map(str, roots))}: train one (python train.py --split A)")
-    print(*unreadable, sep="\n", end="\n" if unreadable else "")
+    names = "model", "dataset", "images", "trained on", "members", "epochs", "parameters", "seed", "kB"
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    print(*heading(names, widths), *(line(row, widths) for row in rows), *unreadable, sep="\n")

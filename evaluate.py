@@ -144,8 +144,7 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
                     rows += [found | one for one in judged]
                     curves.setdefault((label, release), []).append(curve)
                     histograms.setdefault((label, release), pair)
-                results += rows
-                table.add(rows)
+                results += table.add(rows)
     closing = ["", *tables.overview(results)]
     print(*closing, sep="\n")
     if args.print_only:
@@ -229,7 +228,7 @@ def summary(protocol: str, picks: list[tuple[int, int]], rules: list[str], resul
 def over_epochs(run: EvaluatedRun, fixed: dict[str, int]) -> list[dict]:
     """The published protocol's AUCs of the models at each snapshot (train.py --snapshots) and at the end."""
     rows = []
-    for at in [*(EvaluatedRun(path, run.args, run.images) for path in snapshots(run.path).values()), run]:
+    for at in [*(EvaluatedRun(path, run.args, run.images) for path in snapshots(run.path)), run]:
         for release in [name for name in at.releases if name not in ("DualMD unmixed", "DualMD leaked")]:
             for attack, t in fixed.items():
                 (members,), (nonmembers,) = at.scores(release, {attack: [t]})[attack]

@@ -16,7 +16,6 @@ import data
 from data import Split
 from dualmd import NoiseSchedule
 from lab.datasets import DATASETS, LARGEST_SIZE
-from lab.distributed import first_rank_first
 from lab.files import BadInput, in_a_line, key_of, read_tensors, write_tensors
 from unet import UNet, UNetConfig
 
@@ -42,13 +41,9 @@ class Checkpoint:
         return own.get(self.name, self.split.members)
 
     @property
-    def split_parts(self) -> list[Tensor]:
-        return [self.split.a, self.split.b, self.split.nonmembers, self.split.reference]
-
-    @property
     def split_key(self) -> str:
         """A key that changes with any index of the split."""
-        return key_of(*(part.numpy() for part in self.split_parts))[:16]
+        return key_of(*(part.numpy() for part in vars(self.split).values()))[:16]
 
     def eps_model(self, device: torch.device | str = "cpu") -> UNet:
         """The network in eval mode, without gradients."""
@@ -73,10 +68,10 @@ def snapshot_in(run: Path, epochs: int) -> Path:
     return run / f"epoch-{epochs:04d}"
 
 
-def snapshots(run: Path) -> dict[int, Path]:
-    """The run directories of all snapshots in `run`, by epochs."""
-    found = {int(path.name[6:]): path for path in run.glob("epoch-*") if path.name[6:].isdecimal()}
-    return dict(sorted(found.items()))
+def snapshots(run: Path) -> list[Path]:
+    """The run directories of all snapshots in `run`, in the order of their epochs."""
+    found = [path for path in run.glob("epoch-*") if path.name[6:].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name[6:]))
 
 
 def save(run: Path, checkpoint: Checkpoint) -> None:
@@ -126,8 +121,7 @@ def require_same_images(one: Checkpoint, other: Checkpoint, run: Path) -> None:
 def open_dataset(name: str, data_dir: str | None, size: int, seed: int, unet: UNetConfig) -> tuple[Tensor, dict]:
     """The images of data.load, and a Checkpoint's `dataset`. Raises BadInput for a size that does not fit `unet`."""
     require_size(size, unet)
-    with first_rank_first():
-        images = data.load(name, data_dir, size, seed)
+    images = data.load(name, data_dir, size, seed)
     dataset = {"name": name, "data_dir": data_dir, "size": size, "seed": seed}
     return images, dataset | {"sha256": data.fingerprint(images)}
 
@@ -135,16 +129,15 @@ def open_dataset(name: str, data_dir: str | None, size: int, seed: int, unet: UN
 def load_images(checkpoint: Checkpoint, data_dir: str | None) -> Tensor:
     """The dataset of this model, from `data_dir` or else from where its training found it."""
     its, where = checkpoint.dataset, data_dir or checkpoint.dataset["data_dir"]
-    images, _ = open_dataset(its["name"], where, its["size"], its["seed"], checkpoint.unet)
+    images = data.load(its["name"], where, its["size"], its["seed"])
     require_images(checkpoint, images)
     return images
 
 
 def require_images(checkpoint: Checkpoint, images: Tensor) -> None:
-    """Raise BadInput unless `images` are those that the model's indices refer to."""
-    if data.fingerprint(images) != checkpoint.dataset["sha256"] or torch.cat(checkpoint.split_parts).max() >= len(
-        images
-    ):
+    """Raise BadInput unless these images are those that the model's indices refer to."""
+    last = torch.cat(list(vars(checkpoint.split).values())).max()
+    if data.fingerprint(images) != checkpoint.dataset["sha256"] or last >= len(images):
         mine = f"these {checkpoint.dataset['name']} images are not those that {checkpoint.name} was trained on"
         raise BadInput(f"{mine}; name their directory with --data-dir")
 
@@ -215,9 +208,10 @@ def checked(content: dict) -> Checkpoint:
     checkpoint = Checkpoint(**content)
     if not isinstance(checkpoint.name, str) or checkpoint.name not in NAMES:
         raise ValueError(f"its name is none of {', '.join(NAMES)}")
-    every = torch.cat(checkpoint.split_parts)
-    if any(part.dtype != torch.int64 or part.dim() != 1 for part in checkpoint.split_parts):
+    parts = list(vars(checkpoint.split).values())
+    if any(part.dtype != torch.int64 or part.dim() != 1 or not part.is_contiguous() for part in parts):
         raise ValueError("its split holds other things than indices")
+    every = torch.cat(parts)
     if len(checkpoint.split.a) == 0 or every.min() < 0 or len(every.unique()) < len(every):
         raise ValueError("its split has no members, or has an image twice")
     require_network(checkpoint.unet, checkpoint.weights)

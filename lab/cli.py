@@ -67,20 +67,17 @@ def device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def natural(text: str) -> int:
+def natural(text: str, least: int = 1) -> int:
     """Type of a flag that takes 1, 2, 3, ..."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive whole number")
+    if not least <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} is not a whole number from {least} to 2**32 - 1")
     return value
 
 
 def seed(text: str) -> int:
     """Type of --seed: numpy's generator takes 32 bits."""
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 2**32 - 1")
-    return value
+    return natural(text, least=0)
 
 
 def seed_for(*purpose: str | int) -> int:

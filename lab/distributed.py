@@ -39,33 +39,21 @@ def together(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-@contextmanager
-def first_rank_first() -> Iterator[None]:
-    """Rank 0 runs the block before the others do, so that only one process downloads a dataset."""
-    if WORLD > 1 and RANK > 0:
-        dist.barrier()
-    yield
-    if WORLD > 1 and RANK == 0:
-        dist.barrier()
-
-
 def require_same(*what: str | int) -> None:
     """Raise BadInput unless all processes have found the same on their disks."""
-    found = [what]
+    found = [what] * WORLD
     if WORLD > 1:
-        found = [None] * WORLD
         dist.all_gather_object(found, what)
     if len(set(found)) > 1:
-        raise BadInput(
-            f"the processes see different files ({found}): --data-dir and --run must name directories that they share"
-        )
+        shared = "--data-dir and --run must name directories that they share"
+        raise BadInput(f"the processes see different files ({found}): {shared}")
 
 
 def share(n: int, model: nn.Module) -> tuple[slice, float]:
     """The images of a batch of n that this process computes, and the weight of its mean loss.
 
     With these weights the mean over all processes is the mean over the batch. With more processes than images, some
-    get an image of another process with weight 0, because all have to take part. The model's dropout learns its rows.
+    get another's image with weight 0, because all have to take part. The model's dropout is told the images too.
     """
     first, last = n * RANK // WORLD, n * (RANK + 1) // WORLD
     mine, weight = (slice(first, last), WORLD * (last - first) / n) if first < last else (slice(1), 0.0)
@@ -84,5 +72,4 @@ def mean(x: Tensor) -> Tensor:
     """The mean of a scalar over all processes."""
     if WORLD > 1:
         dist.all_reduce(x)
-        x /= WORLD
-    return x
+    return x / WORLD

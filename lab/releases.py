@@ -21,6 +21,7 @@ import fid
 import unet
 from dualmd import DualMD, EpsModel, NoiseSchedule
 from lab import checkpoint, hardware
+from lab.checkpoint import Checkpoint
 from lab.cli import seed_for
 from lab.files import BadInput, keep, key_of, read_kept
 
@@ -62,7 +63,7 @@ class EvaluatedRun:
 
     def __init__(self, path: Path, args: Namespace, images: Tensor | None = None, models: dict | None = None):
         self.path, self.args = path, args
-        self.models: dict[str, checkpoint.Checkpoint] = models or checkpoint.load_run(path)
+        self.models: dict[str, Checkpoint] = models or checkpoint.load_run(path)
         if not self.models:
             raise BadInput(f"no trained model in {path}/: train one (python train.py --split A), or name another --run")
         self.first = next(iter(self.models.values()))
@@ -72,23 +73,18 @@ class EvaluatedRun:
         if args.reference:
             self.models["reference"] = checkpoint.load(args.reference)
             require_reference(args.reference, self.models["reference"], self.first)
-        self.eps_models: dict[str, EpsModel] = {name: one.eps_model(args.device) for name, one in self.models.items()}
-        if {"A", "B"} <= self.models.keys():
-            dual = self.eps_models["dual"] = DualMD(self.eps_models["A"], self.eps_models["B"])
-            self.eps_models |= {f"dual as {half}": attacks.isolate_half(dual, half, dual.stride) for half in "AB"}
-        # one half is a release only while the other one is missing
-        hidden = {"A alone", "B alone"} if "dual" in self.eps_models else set()
-        self.releases = [
-            name
-            for name, release in RELEASES.items()
-            if self.eps_models.keys() >= set(release.models) and name not in hidden
-        ]
+        self.seed, self.schedule = self.first.settings["seed"], self.first.noise_schedule()
+        eps_models = {name: model.eps_model(args.device) for name, model in self.models.items()}
+        hidden = set()
+        if {"A", "B"} <= eps_models.keys():
+            hidden = {"A alone", "B alone"}  # one half is a release only while the other one is missing
+            dual = eps_models["dual"] = DualMD(eps_models["A"], eps_models["B"])
+            eps_models |= {f"dual as {half}": attacks.isolate_half(dual, half, dual.stride) for half in "AB"}
+        self.eps_models: dict[str, EpsModel] = eps_models
+        possible = [name for name, release in RELEASES.items() if set(release.models) <= eps_models.keys()]
+        self.releases = [name for name in possible if name not in hidden]
         if not self.releases:
             raise BadInput(f"{path}/ has no model to attack, only a reference: train one (python train.py --split A)")
-
-    @property
-    def seed(self) -> int:
-        return self.first.settings["seed"]
 
     def indices(self, release: str) -> tuple[Tensor, Tensor]:
         """The indices of a release's members, and of as many non-members."""
@@ -96,28 +92,22 @@ class EvaluatedRun:
         members = self.models[RELEASES[release].models[0]].trained_on if alone else self.first.split.members
         return members, self.first.split.nonmembers[: len(members)]
 
-    def scores(
-        self, release: str, wanted: dict[str, list[int]], calibrate: bool = False
-    ) -> dict[str, tuple[Tensor, Tensor]]:
+    def scores(self, release: str, wanted: dict[str, list[int]], calibrate: bool = False) -> dict[str, list[Tensor]]:
         """The scores of members (R, N) and non-members (R, N) for each wanted attack, with a row for each timestep.
 
         A release with two models has these rows once for each of RULES. `calibrate` subtracts the reference model's
         scores. secmi_nn has no scores yet, but error images (R, N, 3, H, W): of all models, the reference's last.
         """
-        members, nonmembers = self.indices(release)
-        names = [*RELEASES[release].models, *(["reference"] if calibrate else [])]
-        found = [self._scores(name, torch.cat([members, nonmembers]), wanted) for name in names]
-        result = {}
+        names, sides = [*RELEASES[release].models, *(["reference"] if calibrate else [])], self.indices(release)
+        found, result = [self._scores(name, torch.cat(sides), wanted) for name in names], {}
         for attack in wanted:
-            each = [one[attack] for one in found]
-            if attack == "secmi_nn":
-                rows = torch.cat(each)
-            else:
-                if calibrate:
-                    *each, reference = each
-                    each = [attacks.calibrated(one, reference, logarithms=attack == "gradient") for one in each]
-                rows = each[0] if len(each) == 1 else torch.cat([attacks.combine_scores(each, rule) for rule in RULES])
-            result[attack] = rows[:, : len(members)], rows[:, len(members) :]
+            rows = [one[attack] for one in found]
+            if calibrate and attack != "secmi_nn":
+                *rows, reference = rows
+                rows = [attacks.calibrated(one, reference, logarithms=attack == "gradient") for one in rows]
+            if len(rows) > 1 and attack != "secmi_nn":
+                rows = [attacks.combine_scores(rows, rule) for rule in RULES]
+            result[attack] = torch.cat(rows).split([len(side) for side in sides], dim=1)
         return result
 
     def held_out_loss(self, release: str) -> float:
@@ -134,36 +124,20 @@ class EvaluatedRun:
         x_T = torch.randn((n, *self.images.shape[1:]), generator=generator)
         images = torch.empty(x_T.shape, dtype=torch.uint8)
         kept = read_kept(path, key).get("images", images[:0])[:n]  # of an interrupted run, or of a smaller n
-        images[: len(kept)] = torch.as_tensor(kept)
-        saved = time.monotonic()
+        images[: len(kept)], saved = torch.as_tensor(kept), time.monotonic()
         with tqdm(total=n, initial=len(kept), desc=f"images of {name}", unit="img", leave=False) as bar:
             for first in range(len(kept), n, self.args.batch):
                 x = x_T[first : first + self.args.batch].to(self.args.device)
-                x = dualmd.denoise(self.eps_models[name], self.first.noise_schedule(), x)
-                images[first : first + len(x)] = data.to_uint8(x.cpu())
+                x, end = dualmd.denoise(self.eps_models[name], self.schedule, x), first + len(x)
+                images[first:end] = data.to_uint8(x.cpu())
                 bar.update(len(x))
-                if first + len(x) == n or time.monotonic() - saved > SAVE_EVERY:
-                    keep(path, key, images=images[: first + len(x)].numpy())
+                if end == n or time.monotonic() - saved > SAVE_EVERY:
+                    keep(path, key, images=images[:end].numpy())
                     saved = time.monotonic()
         return images
 
-    def fids(self, release: str, n: int, inception: fid.InceptionV3) -> tuple[float, float]:
-        """The FIDs of n images that a release generates to its members, and to as many held-out images."""
-        release = generates_as(release)
-        members, held_out = self._real(release, inception)
-        generated = self._gaussian(RELEASES[release].models[0], self.generated(release, n), inception)
-        return fid.distance(*generated, *members), fid.distance(*generated, *held_out)
-
-    def fid_of_real(self, inception: fid.InceptionV3) -> float:
-        """The FID of the held-out images to the members: a perfect model would have it with as many images."""
-        members, held_out = self._real(self.releases[0], inception)
-        return fid.distance(*held_out, *members)
-
-    def _real(self, release: str, inception: fid.InceptionV3) -> list[fid.Gaussian]:
-        both = zip(("members", "held-out"), self.indices(release), strict=True)
-        return [self._gaussian(what, self.images[indices], inception) for what, indices in both]
-
-    def _gaussian(self, what: str, images: Tensor, inception: fid.InceptionV3) -> fid.Gaussian:
+    def gaussian(self, what: str, images: Tensor, inception: fid.InceptionV3) -> fid.Gaussian:
+        """What Inception sees in these images, for `fid.distance`; `what` names them."""
         path, key = self.path / "fid" / f"{what}.npz", key_of(images.numpy(), inception.sha256, Path(fid.__file__))
         kept = read_kept(path, key)
         if not kept:
@@ -175,9 +149,8 @@ class EvaluatedRun:
     def _key(self, name: str, *modules: ModuleType) -> str:
         """A key for what depends on an eps model, its schedule, the code of these modules, the dataset and the seed."""
         models = [self.models[half] for half in "AB"] if name.startswith("dual") else [self.models[name]]
-        sources = [Path(module.__file__) for module in modules]
         rest = f"{self.first.dataset['sha256']} {self.first.schedule} {self.args.seed}"
-        return key_of(checkpoint.weights_key(*models), *sources, rest)
+        return key_of(checkpoint.weights_key(*models), *(Path(module.__file__) for module in modules), rest)
 
     def _scores(self, name: str, indices: Tensor, wanted: dict[str, list[int]]) -> dict[str, Tensor]:
         """One eps model's scores (T, N) of these images. Those that scores/ already has are not computed again."""
@@ -189,10 +162,11 @@ class EvaluatedRun:
                 found[call] = torch.from_numpy(kept["scores"])
         missing = [call for call in calls if call not in found]
         if missing:
-            x0, schedule = self.images[indices], self.first.noise_schedule()
-            for call, scores in attack_scores(self.eps_models[name], schedule, x0, missing, self.args, name).items():
-                found[call] = scores
+            x0 = self.images[indices]
+            new = attack_scores(self.eps_models[name], self.schedule, x0, missing, self.args, name)
+            for call, scores in new.items():
                 keep(paths[call], key, scores=scores.numpy(), image=indices.numpy())
+            found |= new
         return {attack: torch.stack([found[attack, t] for t in ts]) for attack, ts in wanted.items()}
 
 
@@ -200,7 +174,7 @@ def generates_as(release: str) -> str:
     return "DualMD pipeline" if release.startswith("DualMD") else release
 
 
-def require_reference(path: Path, reference: checkpoint.Checkpoint, attacked: checkpoint.Checkpoint) -> None:
+def require_reference(path: Path, reference: Checkpoint, attacked: Checkpoint) -> None:
     """Raise BadInput unless this model can be a reference: it has the same dataset, and no image that is scored."""
     for what in ("name", "size", "sha256"):
         its, other = reference.dataset[what], attacked.dataset[what]

@@ -13,7 +13,7 @@ import torch
 import fid
 from lab import figures, tables
 from lab.files import atomic_write
-from lab.releases import GENERATING, EvaluatedRun
+from lab.releases import GENERATING, RELEASES, EvaluatedRun, generates_as
 from metrics import is_copy, nearest
 
 
@@ -23,28 +23,27 @@ def memorization(runs: list[EvaluatedRun], args: Namespace, out: Path) -> None:
     for release in GENERATING:
         rows = []
         for run in [run for run in runs if release in run.releases]:
-            members, nonmembers = (run.images[indices] for indices in run.indices(release))
+            members, nonmembers = run.indices(release)
             n = args.n or len(members)
             generated = run.generated(release, n)
-            found, which = nearest(generated, members)
-            control, _ = nearest(generated, nonmembers)
-            copies, of_b = is_copy(found), torch.isin(run.indices(release)[0][which[:, 0]], run.first.split.b)
+            found, which = nearest(generated, run.images[members])
+            control, _ = nearest(generated, run.images[nonmembers])
+            copies, of_b = is_copy(found), torch.isin(members[which[:, 0]], run.first.split.b)
             shares = {
                 "copies": copies,
                 "of_a": copies & ~of_b,
                 "of_b": copies & of_b,
                 "of_nonmembers": is_copy(control),
-                "nearer_to_members": found[:, 0] < control[:, 0],
             }
+            shares["nearer_to_members"] = found[:, 0] < control[:, 0]
             row = {"model": release, "n": n} | {key: share.float().mean().item() for key, share in shares.items()}
             ratio = (found[:, 0] / found[:, 1]).nan_to_num(1)  # 0 / 0 where two members are the same image
             row |= {"smallest_ratio": ratio.min().item(), "median_ratio": ratio.median().item()}
             rows.append(row | provenance(run))
             closest = ratio.argsort()[:8]
-            pairs.setdefault(release, (generated[closest], members[which[closest, 0]], ratio[closest]))
-        if rows:
-            results += rows
-            table.add(rows)
+            training = run.images[members[which[closest, 0]]]
+            pairs.setdefault(release, (generated[closest], training, ratio[closest]))
+        results += table.add(rows)
     if not args.print_only:
         write(out, {"memorization.md": table.lines, "memorization.json": results})
         figures.pairs(out / "memorization.png", pairs)
@@ -53,18 +52,17 @@ def memorization(runs: list[EvaluatedRun], args: Namespace, out: Path) -> None:
 
 def quality(runs: list[EvaluatedRun], inception: fid.InceptionV3, args: Namespace, out: Path) -> None:
     """The table of how far each release's images are from its members, and from images that no model saw."""
-    table, results = tables.Table(tables.QUALITY, runs, inception.weights), []
-    for run in runs:
+    table, rows = tables.Table(tables.QUALITY, runs, inception.weights), []
+    for run in runs:  # a perfect model would have the FID of the held-out images with as many images
         row = {"model": "real held-out", "held_out_loss": None, "n_generated": len(run.indices(run.releases[0])[1])}
-        row |= {"fid_members": run.fid_of_real(inception), "fid_held_out": None, "fid_weights": inception.weights}
-        results.append(row | provenance(run))
-    table.add(results)
+        to_members, _ = fids(run, run.releases[0], None, inception)
+        row |= {"fid_members": to_members, "fid_held_out": None, "fid_weights": inception.weights}
+        rows.append(row | provenance(run))
+    results = table.add(rows)
     for release in GENERATING:
         here = [run for run in runs if release in run.releases]
         rows = [{"model": release} | cost(run, release, inception, args) | provenance(run) for run in here]
-        if rows:
-            results += rows
-            table.add(rows)
+        results += table.add(rows)
     if not args.print_only:
         write(out, {"fid.md": table.lines, "fid.json": results})
         print(f"table is in {out}/")
@@ -75,10 +73,21 @@ def cost(run: EvaluatedRun, release: str, inception: fid.InceptionV3 | None, arg
     found = {"held_out_loss": run.held_out_loss(release)}
     if inception:
         n = args.n or len(run.indices(release)[0])
-        to_members, to_held_out = run.fids(release, n, inception)
+        to_members, to_held_out = fids(run, generates_as(release), n, inception)
         found |= {"n_generated": n, "fid_members": to_members, "fid_held_out": to_held_out}
         found |= {"fid_weights": inception.weights}
     return found
+
+
+def fids(run: EvaluatedRun, release: str, n: int | None, inception: fid.InceptionV3) -> tuple[float, float]:
+    """The FIDs of n images that a release generates to its members, and to as many held-out images.
+
+    Without n, the held-out images themselves are judged.
+    """
+    sides = zip(("members", "held-out"), run.indices(release), strict=True)
+    members, held_out = (run.gaussian(what, run.images[indices], inception) for what, indices in sides)
+    judged = run.gaussian(RELEASES[release].models[0], run.generated(release, n), inception) if n else held_out
+    return fid.distance(*judged, *members), fid.distance(*judged, *held_out)
 
 
 def write(out: Path, contents: dict[str, list]) -> None:

@@ -27,9 +27,12 @@ class Table:
         self.lines += heading([name.format(brackets) for name in self.headings], self.widths)
         print(*self.lines, sep="\n", flush=True)
 
-    def add(self, rows: list[dict]) -> None:
-        self.lines.append(line([cell(rows) for cell in self.cells], self.widths))
-        print(self.lines[-1], flush=True)
+    def add(self, rows: list[dict]) -> list[dict]:
+        """Make a row of one release's results, if there are any, and return them."""
+        if rows:
+            self.lines.append(line([cell(rows) for cell in self.cells], self.widths))
+            print(self.lines[-1], flush=True)
+        return rows
 
 
 def line(cells: Sequence[object], widths: Sequence[int]) -> str:
@@ -139,11 +142,11 @@ def print_models(roots: list[Path]) -> None:
             unreadable.append(str(error))
             continue
         its, size = model.settings, model.dataset["size"]
-        numbers = len(model.trained_on), len(model.split.members), its["epochs"], model.parameters
-        row = [path, model.dataset["name"], f"{size}x{size}", *(f"{number:,}" for number in numbers)]
-        rows.append([*map(str, row), str(its["seed"]), str(path.stat().st_size // 1000)])
+        row = path, model.dataset["name"], f"{size}x{size}", f"{len(model.trained_on):,}"
+        row += f"{len(model.split.members):,}", f"{its['epochs']:,}", its["seed"], f"{model.parameters:,}"
+        rows.append([*map(str, row), str(path.stat().st_size // 1000)])
     if not paths:
         raise BadInput(f"no trained model in {', '.join(map(str, roots))}: train one (python train.py --split A)")
-    names = "model", "dataset", "images", "trained on", "members", "epochs", "parameters", "seed", "kB"
+    names = "model", "dataset", "images", "trained on", "members", "epochs", "seed", "parameters", "kB"
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     print(*heading(names, widths), *(line(row, widths) for row in rows), *unreadable, sep="\n")

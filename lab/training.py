@@ -52,11 +52,15 @@ def student(args: Namespace) -> tuple[Checkpoint, Tensor, list[UNet]]:
 def claimed(wanted: Checkpoint, args: Namespace) -> Iterator[bool]:
     """Keep other processes from training the `wanted` model. Yield True if it is still to be trained.
 
-    When the block ends, --export is written. Raises BadInput where another process trains this model, where an
-    existing file comes from another training, where no image is left for a reference model, and where something cannot
-    be written or exported.
+    When the block ends, --export is written. Raises BadInput where another process trains this model, where the models
+    in --run come from other settings or images, where no image is left for a reference model, where `load` would refuse
+    the model after its training, and where something cannot be written or exported.
     """
-    path, first = path_in(args.run, wanted.name), distributed.RANK == 0
+    run, path, first = args.run, path_in(args.run, wanted.name), distributed.RANK == 0
+    try:
+        checkpoint.require_rules(dataclasses.asdict(wanted))
+    except ValueError as error:
+        raise BadInput(f"no such model can be read again ({error}): change train.py's preset") from error
     if len(wanted.trained_on) == 0:
         scored = f"all {len(wanted.split.nonmembers):,} non-members will be scored, and no image is left to train on"
         raise BadInput(f"--split reference: {scored}; take fewer --members, for every model of the run")
@@ -64,34 +68,19 @@ def claimed(wanted: Checkpoint, args: Namespace) -> Iterator[bool]:
         require_publishable(wanted.unet)
         files.require_writable(args.export.parent)
     with files.exclusive(path) if first else nullcontext():
-        untrained = not is_trained(args.run, wanted, args.restart)
-        if untrained:
-            files.require_writable(args.run)
-        else:
+        anew = args.restart or unfinished(run, wanted).exists()  # then its own file does not count
+        models = checkpoint.load_run(run, without=wanted.name if anew else None)
+        for model in models.values():
+            checkpoint.require_same_images(wanted, model, run)
+        if wanted.name in models:
+            _require_same(models[wanted.name], wanted, path)
             print(f"{path} is trained already (--restart begins anew)")
-        yield untrained
+        else:
+            files.require_writable(run)
+        yield wanted.name not in models
         if args.export and first:
             split = publish(checkpoint.load(path), args.export)
             print(f"{args.export}: the same in pytorch-ddpm's format; {split}: its members and non-members")
-
-
-def is_trained(run: Path, wanted: Checkpoint, restart: bool) -> bool:
-    """Is the wanted model in `run`? With `restart`, or while it is being trained anew, its file does not count.
-
-    Raises BadInput where it was trained with other settings, where another model in `run` has other images, and where
-    `load` would refuse the model after its training.
-    """
-    try:
-        checkpoint.require_rules(dataclasses.asdict(wanted))
-    except ValueError as error:
-        raise BadInput(f"no such model can be read again ({error}): change train.py's preset") from error
-    anew = restart or unfinished(run, wanted).exists()
-    models = checkpoint.load_run(run, without=wanted.name if anew else None)
-    for model in models.values():
-        checkpoint.require_same_images(wanted, model, run)
-    if wanted.name in models:
-        _require_same(models[wanted.name], wanted, path_in(run, wanted.name))
-    return wanted.name in models
 
 
 # --- from the first step to the last -------------------------------------------------------------------
@@ -108,10 +97,12 @@ def resumable(wanted: Checkpoint, args: Namespace, model: UNet, ema: UNet, optim
     with deferred_signals() as signals:
         step = None if args.restart else resume(run, wanted, *parts)
         distributed.require_same(str(step), wanted.dataset["sha256"])
+        if first:
+            for left in run.glob(f"**/.{wanted.name}.*.tmp"):  # by an attempt that was killed
+                left.unlink()
         if step is None and first:
             save_unfinished(run, wanted, *parts, 0)
-            # an earlier training's snapshots say nothing about this one
-            for folder in checkpoint.snapshots(run).values() if args.restart else []:
+            for folder in checkpoint.snapshots(run) if args.restart else []:  # they come from the training before
                 path_in(folder, wanted.name).unlink(missing_ok=True)
         progress = Progress(wanted, args, parts, step or 0, signals)
         with progress.bar:
@@ -119,9 +110,6 @@ def resumable(wanted: Checkpoint, args: Namespace, model: UNet, ema: UNet, optim
     if first:
         checkpoint.save(run, progress.trained(wanted.settings["epochs"]))
         unfinished(run, wanted).unlink(missing_ok=True)
-        for folder in [run, *checkpoint.snapshots(run).values()]:
-            files.remove_abandoned(path_in(folder, wanted.name))
-        files.remove_abandoned(unfinished(run, wanted))
         done = f"{path_in(run, wanted.name)}: {len(wanted.trained_on)} images, {progress.total:,} steps"
         if progress.rate:
             done += f", {progress.rate:,.1f} images/s, {hardware.peak_memory(args.device) / 1e9:.2f} GB"

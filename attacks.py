@@ -1,13 +1,13 @@
-"""Membership scores: what an attacker computes, who holds images and wants to know which were trained on.
+"""Membership scores: an attacker holds images, and wants to know which of them a model was trained on.
 
-Every score is a tensor (N,), one number an image: *higher means more likely a member*. The attacker
-asks an eps model `(x_t (N, 3, H, W), t (N,) int64) -> eps`; x0 is float32 (N, 3, H, W) in [-1, 1] and
-t an int, the timestep at which the attack looks. Scores are computed in x0's precision: some compare
-two nearly equal images, whose difference bfloat16 or TF32 would drown.
+A score is a tensor (N,), one number for each image. *Higher means more likely a member.* The attacker
+queries an eps model `(x_t (N, 3, H, W), t (N,) int64) -> eps`. x0 is float32 (N, 3, H, W) in [-1, 1],
+and t is an int, the timestep of the attack. Scores are computed in x0's precision: some compare two
+nearly equal images, and their difference would disappear in bfloat16 or TF32.
 
-Attackers differ in what they must hold (HOLDS): *images* alone and a service that generates them (black
-box), the model's noise *predictions* (grey box), or its *weights* (white box). At the end of the file are
-those who hold something more: a reference model, or knowledge of the defence.
+Attackers differ in what they must hold (HOLDS): *images* alone, from a service that generates them
+(black box); the model's noise *predictions* (grey box); or its *weights* (white box). The functions at
+the end are for attackers who also hold a reference model, or who know the defence.
 """
 
 import functools
@@ -29,7 +29,7 @@ HOLDS = {  # what each attack's attacker must hold
 
 
 def _full_precision(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """No gradients, no autocast and no TF32 convolutions inside `score`, and a `t` that the schedule has."""
+    """Run `score` without gradients, autocast and TF32. Raises ValueError for a `t` that the schedule does not have."""
 
     @functools.wraps(score)
     @torch.no_grad()
@@ -48,7 +48,7 @@ def _eps(eps_model: EpsModel, x: Tensor, t: int) -> Tensor:
 
 
 def _noise(x0: Tensor, generator: Generator, *n: int) -> Tensor:
-    """Standard normal, one (3, H, W), or n of them, for each image in turn: however the images are batched."""
+    """Standard normal, one (3, H, W), or n of them, for each image in turn: the same for any batch size."""
     shape = (len(x0), *n, *x0.shape[1:])
     return torch.randn(shape, generator=generator, device=generator.device).to(x0)
 
@@ -60,8 +60,8 @@ def _noise(x0: Tensor, generator: Generator, *n: int) -> Tensor:
 def loss(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, *, generator: Generator) -> Tensor:
     """Minus the training loss at t, for one draw of the noise (Matsumoto et al. 2023, arXiv 2302.03262).
 
-    A trained network predicts the noise on its own training images better. The noise comes from
-    `generator`, on its device.
+    A network predicts the noise on its own training images better than on others. The noise comes
+    from `generator`, on its device. One query for each image.
     """
     eps = _noise(x0, generator)
     error = _eps(eps_model, schedule.add_noise(x0, t, eps), t) - eps
@@ -70,10 +70,10 @@ def loss(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, *, ge
 
 @_full_precision
 def sima(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, *, p: float = 4) -> Tensor:
-    """SimA: minus the L_p norm of the noise that the model sees in the image itself (arXiv 2509.25003).
+    """SimA: minus the L_p norm of the noise that the model predicts in the clean image (arXiv 2509.25003).
 
-    eps is the direction away from what the network holds for likely, and a training image is where it
-    need not move. One query an image.
+    The predicted noise points away from likely images. It is small on a training image, because the
+    network finds it likely as it is. One query for each image.
     """
     return -torch.linalg.vector_norm(_eps(eps_model, x0, t), ord=p, dim=(1, 2, 3))
 
@@ -82,15 +82,15 @@ def sima(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, *, p:
 def pia(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, *, p: float = 4) -> Tensor:
     """PIA: proximal initialisation (Kong et al. 2024, arXiv 2305.18355), minus the p-th power of its L_p norm.
 
-    The model's own answer at timestep 0, eps0, serves as the noise: on a training image the model
-    finds it again at t. Two queries an image.
+    The model's own prediction at timestep 0, eps0, is used as the noise. On a training image the model
+    predicts nearly the same at t. Two queries for each image.
     """
     return _pia(eps_model, schedule, x0, t, _eps(eps_model, x0, 0), p)
 
 
 @_full_precision
 def pian(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, *, p: float = 4) -> Tensor:
-    """PIA with eps0 normalised (same paper): scaled, each image's, to the mean absolute value of a standard normal."""
+    """PIA with eps0 normalised (same paper): each image's eps0 gets the mean absolute value of a standard normal."""
     eps0 = _eps(eps_model, x0, 0)
     eps0 = eps0 / eps0.abs().mean((1, 2, 3), keepdim=True) * math.sqrt(2 / math.pi)
     return _pia(eps_model, schedule, x0, t, eps0, p)
@@ -104,20 +104,20 @@ def _pia(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, eps0:
 def secmi(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, *, stride: int = 10) -> Tensor:
     """SecMI-stat: minus the t-error (Duan et al. 2023, arXiv 2302.01316, eq. 9).
 
-    The squared L2 length of `round_trip`. Costs t / stride + 1 queries an image.
+    The t-error is the squared L2 length of `round_trip`. t / stride + 1 queries for each image.
     """
     return -round_trip(eps_model, schedule, x0, t, stride=stride).square().flatten(1).sum(1)
 
 
 @_full_precision
 def round_trip(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, *, stride: int = 10) -> Tensor:
-    """SecMI's error images (N, 3, H, W): what one DDIM step up to t and back changes.
+    """SecMI's error images (N, 3, H, W): the change by one DDIM step up to t and back.
 
-    x0 is walked up to t - stride by deterministic DDIM inversion; from there one step on to t and
-    back. Raises ValueError unless t is a multiple of `stride`, as the walk has to end at t.
+    Deterministic DDIM inversion takes x0 up to t - stride. From there one step goes up to t, and one
+    back. Raises ValueError unless t is a positive multiple of `stride`.
     """
     if t == 0 or t % stride:
-        raise ValueError(f"t = {t}: SecMI walks up from 0 in steps of {stride}, so t must be a multiple of that")
+        raise ValueError(f"t = {t}: SecMI goes up from 0 in steps of {stride}, so t must be a multiple of {stride}")
     x = x0
     for s in range(0, t - stride, stride):
         x = schedule.ddim_step(x, _eps(eps_model, x, s), s, s + stride)
@@ -127,13 +127,13 @@ def round_trip(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int,
 
 
 def secmi_nn(errors: Tensor, is_member: Tensor, others: Tensor, *, steps: int = 300, seed: int = 0) -> Tensor:
-    """SecMI-NN (same paper): a small network learns to tell members by their error images.
+    """SecMI-NN (same paper): a small network learns to recognise members by their error images.
 
-    It is trained on `errors` (N, C, H, W) with `is_member` (N,) bool, and gives scores (M,) of the
-    `others` (M, C, H, W), above 0 for whom it takes for a member. The C channels are the `round_trip`
-    at one or more timesteps, under one or more models.
+    It is trained on `errors` (N, C, H, W) with `is_member` (N,) bool. It returns scores (M,) of the
+    `others` (M, C, H, W); a positive score means member. The C channels are `round_trip` images at one
+    or more timesteps, of one or more models.
     """
-    log = errors.abs().clamp(min=1e-8).log()  # what tells is how many times larger an error is
+    log = errors.abs().clamp(min=1e-8).log()  # the ratio of two errors carries the signal
     centre, spread = log.mean((0, 2, 3), keepdim=True), log.std((0, 2, 3), keepdim=True)
     x, others = (log - centre) / spread, (others.abs().clamp(min=1e-8).log() - centre) / spread
     with torch.random.fork_rng(devices=[]):
@@ -152,7 +152,7 @@ def secmi_nn(errors: Tensor, is_member: Tensor, others: Tensor, *, steps: int = 
         return network(others)[:, 0]
 
 
-# --- black box: a service that varies images ---------------------------------------------------
+# --- black box: a service that makes variations of images --------------------------------------
 
 
 @_full_precision
@@ -168,8 +168,8 @@ def rediffuse(
 ) -> Tensor:
     """ReDiffuse: minus the squared L2 distance of an image to the mean of n variations (Li et al., arXiv 2405.20771).
 
-    The service noises the image to t and denoises it by its own sampler, in steps of `stride`; what it
-    has memorised comes back. The attacker sees images alone. Costs the service n (t / stride + 1) queries.
+    The service adds the noise of t to the image and denoises it with its own sampler, in steps of
+    `stride`. A memorised image comes back. The attacker sees only images. n (t / stride + 1) queries.
     """
     eps = _noise(x0, generator, n)
     variations = [
@@ -187,9 +187,9 @@ def gradient(
 ) -> Tensor:
     """Minus the logarithm of the L2 norm of each image's gradient of the training loss, GSA's signal (Pang et al.).
 
-    Training has made it small on the images that it saw. One draw of the noise, from `generator`. The
-    gradients of `chunk` images are held at a time, that is chunk x parameters x 4 bytes (50 MB for the
-    tiny preset, 2.3 GB for the cifar10 one) besides the network's activations.
+    Training makes this gradient small on the training images. One draw of the noise, from `generator`.
+    The gradients of `chunk` images are in memory at a time: chunk x parameters x 4 bytes (50 MB for the
+    tiny preset, 2.3 GB for the cifar10 preset), besides the network's activations.
     """
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
 
@@ -209,10 +209,11 @@ def gradient(
 
 
 def calibrated(scores: Tensor, reference: Tensor, *, logarithms: bool = False) -> Tensor:
-    """Scores less what makes an image easy for any model: log(-reference) - log(-scores) (Watson et al. 2022).
+    """Scores relative to a reference model's: log(-reference) - log(-scores) (Watson et al. 2022).
 
-    `reference` are the same images' scores under a model that was trained on others of the same kind.
-    Both are minus some error; of scores that are `logarithms` already, gradient's, it is the difference.
+    `reference` (N,) are the scores of the same images under a model that was trained on other images. An
+    image that is easy for any model gets a low score. Both scores are minus some error. If they are
+    `logarithms` already, like those of gradient, the result is their difference.
     """
     if logarithms:
         return scores - reference
@@ -221,23 +222,24 @@ def calibrated(scores: Tensor, reference: Tensor, *, logarithms: bool = False) -
 
 
 def isolate_half(pipeline: EpsModel, half: str, stride: int = 10) -> EpsModel:
-    """DualMD's model A, or B, alone: a pipeline that is asked only at timesteps which `half` answers.
+    """An eps model that is DualMD's A alone, or B alone: it queries the pipeline only where `half` answers.
 
-    The rule by which they take turns is no secret, and a timestep that is `half`'s is never far from t:
-    the attacker rounds down to a multiple of 2 * stride, where A answers, and adds stride for B.
+    The rule by which A and B take turns is public. So the attacker moves t to a near timestep of `half`:
+    they round it down to a multiple of 2 * stride, where A answers, and add stride for B.
     """
 
-    def ask(x_t: Tensor, t: Tensor) -> Tensor:
+    def query(x_t: Tensor, t: Tensor) -> Tensor:
         return pipeline(x_t, t - t % (2 * stride) + (stride if half == "B" else 0))
 
-    return ask
+    return query
 
 
 def combine_scores(scores: Sequence[Tensor], rule: str) -> Tensor:
-    """One score (N,) of an image's under A and under B, each in units of its own spread: their "max", or "sum".
+    """Combine scores (N,) under A and under B into one score (N,): by `rule`, their "max" or their "sum".
 
-    Every member was trained on by one of the two, which betrays it; the other one says nothing. Spread
-    and centre are the quartiles' and the median: a few images far off would decide over a standard deviation.
+    Only one of the two models was trained on a member, and its score carries the signal. Each score is
+    first centred by its median and divided by its interquartile range, because a few outliers would
+    dominate a standard deviation.
     """
     scores = torch.stack(list(scores))
     low, centre, high = scores.quantile(torch.tensor([0.25, 0.5, 0.75]).to(scores), dim=-1, keepdim=True)

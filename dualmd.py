@@ -1,15 +1,14 @@
-"""The method: train two diffusion models on disjoint halves of the data, and never let one of them answer alone.
+"""The method: two diffusion models are trained on disjoint halves of the data, and neither is released by itself.
 
-DualMD and DistillMD, "Dual-Model Defense: Safeguarding Diffusion Models from Membership Inference
-Attacks through Disjoint Data Splitting" (arXiv 2410.16657), on top of DDPM (Ho et al. 2020) and DDIM
-(Song et al. 2021), whose symbols and equation numbers are used.
+DualMD and DistillMD come from "Dual-Model Defense: Safeguarding Diffusion Models from Membership
+Inference Attacks through Disjoint Data Splitting" (Tran et al., arXiv 2410.16657). They stand on DDPM
+(Ho et al. 2020) and DDIM (Song et al. 2021). This file uses the symbols and equation numbers of both.
 
 An *eps model* is any callable `(x_t (N, 3, H, W), t (N,) int64) -> eps (N, 3, H, W)`: a network, or
 two networks that take turns. Images are float in [-1, 1]. Timesteps run from 0 (hardly any noise)
-to T - 1 (nothing but noise); -1 stands for the clean image, and is only ever a step's goal.
+to T - 1 (nothing but noise). Timestep -1 is the clean image: a step can end there, but not start.
 """
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 EpsModel = Callable[[Tensor, Tensor], Tensor]
-Time = int | Tensor  # a timestep for all images, or int64 (N,) with one an image
+Time = int | Tensor  # one timestep for all images, or int64 (N,) with one for each image
 
 
 # --- diffusion ---------------------------------------------------------------------------------
@@ -31,6 +30,7 @@ class NoiseSchedule:
         self.T = T
         self.beta = torch.linspace(beta_1, beta_T, T, dtype=torch.float64)
         self.alpha_bar = torch.cumprod(1 - self.beta, dim=0)  # DDPM section 2
+        self._tables = {}  # sqrt(alpha_bar) and sqrt(1 - alpha_bar), by dtype and device
 
     def add_noise(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
         """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps  (DDPM eq. 4)."""
@@ -59,10 +59,11 @@ class NoiseSchedule:
     ) -> Tensor:
         """One DDIM step from x at `t` to `t_next` (DDIM eq. 12), given eps, the noise predicted at x.
 
-        With eta = 0 it is deterministic, and may go either way: towards the image (t_next < t, down
-        to -1) or, as DDIM inversion, towards the noise. eta > 0 mixes in fresh noise z on the way
-        down; eta = 1 is DDPM. With `clip`, the image that eps amounts to is clipped to [-1, 1]: near
-        T an error in eps is 150 times as large in the image, and would never be made good.
+        With eta = 0 the step is deterministic. It can go towards the image (t_next < t, down to -1)
+        or, as DDIM inversion, towards the noise. With eta > 0, fresh noise z is mixed in on the way
+        down. eta = 1 at stride 1 is DDPM with the smaller of its two variances. With `clip`, the image
+        that eps implies is clipped to [-1, 1]: near T an error in eps becomes 150 times as large in
+        the image, and later steps would not correct it.
         """
         signal, noise = self._signal_and_noise(t, x)
         signal_next, noise_next = self._signal_and_noise(t_next, x)
@@ -78,8 +79,8 @@ class NoiseSchedule:
     def ddpm_step(self, x: Tensor, eps: Tensor, t: int, z: Tensor, clip: bool = False) -> Tensor:
         """One ancestral step from x at `t` to t - 1 (DDPM eq. 11, algorithm 2), with sigma_t^2 = beta_t.
 
-        z is standard normal noise, shaped like x; the last step, t = 0, takes none. With `clip`, eps
-        is what it would be if the image were clipped to [-1, 1].
+        z is standard normal noise, shaped like x; the last step, t = 0, does not use it. With `clip`,
+        eps is replaced by the one that implies the same image, clipped to [-1, 1].
         """
         if clip:
             eps = self.predict_eps(x, t, self.predict_x0(x, t, eps).clamp(-1, 1))
@@ -89,22 +90,21 @@ class NoiseSchedule:
         return mean + beta**0.5 * z if t > 0 else mean
 
     def _signal_and_noise(self, t: Time, x: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), on x's device, shaped to multiply it."""
-        signal, noise = self._tables(x.dtype, x.device)
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), on the device of x and shaped to multiply x."""
+        if (x.dtype, x.device) not in self._tables:  # one copy for each device, so that a step moves no data
+            # index -1 finds the 1 at the end: alpha_bar of the clean image
+            alpha_bar = torch.cat([self.alpha_bar, torch.ones(1, dtype=torch.float64)])
+            roots = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+            self._tables[x.dtype, x.device] = [root.to(x.dtype).to(x.device) for root in roots]
+        signal, noise = self._tables[x.dtype, x.device]
         shape = (-1, 1, 1, 1) if isinstance(t, Tensor) and t.ndim else ()
         return signal[t].view(shape), noise[t].view(shape)
-
-    @functools.cache  # one copy a device, so that a training step moves nothing
-    def _tables(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        # the 1 at the end is what index -1 finds: alpha_bar of the clean image
-        alpha_bar = torch.cat([self.alpha_bar, torch.ones(1, dtype=torch.float64)])
-        return alpha_bar.sqrt().to(dtype).to(device), (1 - alpha_bar).sqrt().to(dtype).to(device)
 
 
 def training_loss(eps_model: EpsModel, x_t: Tensor, t: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of the predicted noise, a scalar (DDPM eq. 14).
 
-    `target` is the noise that made x_t, or, for a student, what its teachers take it for.
+    `target` is the noise in x_t; for a student it is its teachers' prediction of that noise.
     """
     return F.mse_loss(eps_model(x_t, t), target)
 
@@ -113,10 +113,10 @@ def training_loss(eps_model: EpsModel, x_t: Tensor, t: Tensor, target: Tensor) -
 
 
 class DualMD:
-    """Two models that take turns: itself an eps model. A answers where t // stride is even, else B.
+    """Two models that take turns; together they are one eps model. A answers where t // stride is even, else B.
 
-    A sampler that takes steps of `stride` visits ..., 2 * stride, stride, 0, so that consecutive
-    denoising steps alternate between A and B.
+    A sampler with steps of `stride` visits ..., 2 * stride, stride, 0. So consecutive denoising steps
+    alternate between A and B.
     """
 
     def __init__(self, model_a: EpsModel, model_b: EpsModel, stride: int = 10):
@@ -130,13 +130,13 @@ class DualMD:
 def distill_targets(
     teacher_a: EpsModel, teacher_b: EpsModel, x_t: Tensor, t: Tensor, in_a: Tensor, targets: str
 ) -> Tensor:
-    """DistillMD's soft targets, shaped like x_t: what the student learns to predict instead of the true noise.
+    """DistillMD's targets, shaped like x_t: the student learns to predict these instead of the true noise.
 
-    `in_a` (N,) bool, best on the CPU: True where the image is of half A, which teacher A was trained on.
-    "average": the mean of both teachers. One of them has memorised the image.
-    "cross": the prediction of the teacher that was *not* trained on the image: B's for an image of
-    half A, A's for one of half B. No target has ever seen its image. Each teacher is evaluated only
-    where it is needed. Raises ValueError for any other `targets`.
+    `in_a` (N,) bool, best on the CPU, is True where teacher A was trained on the image, else B was.
+    "cross", as in the paper: the prediction of the teacher that was *not* trained on the image. It is B's
+    for an image of half A, and A's for one of half B. Each teacher is evaluated only on the images for
+    which it is needed. "average": the mean of both teachers, one of which has memorised the image. Raises
+    ValueError for any other `targets`.
     """
     if targets == "average":
         return (teacher_a(x_t, t) + teacher_b(x_t, t)) / 2
@@ -146,9 +146,9 @@ def distill_targets(
 
 
 def route(model_where: EpsModel, model_elsewhere: EpsModel, where: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """Put each row to one of two models: to the first where `where` (N,) holds, else to the second.
+    """One of two models answers for each image: the first where `where` (N,) bool is True, else the second.
 
-    With `where` on the CPU nobody waits for a GPU to find out how many rows those are.
+    With `where` on the CPU, the rows are known without waiting for a GPU.
     """
     eps = torch.empty_like(x_t)
     for model, rows in ((model_where, where), (model_elsewhere, ~where)):
@@ -159,17 +159,6 @@ def route(model_where: EpsModel, model_elsewhere: EpsModel, where: Tensor, x_t: 
 
 
 # --- sampling ----------------------------------------------------------------------------------
-
-
-def sample(
-    eps_model: EpsModel, schedule: NoiseSchedule, shape: tuple, *, generator: torch.Generator, device="cpu", **how
-) -> Tensor:
-    """Generate images (N, 3, H, W) in [-1, 1]: noise of `shape`, denoised by `denoise`, which is told `how`.
-
-    All noise is drawn from `generator`, on its device.
-    """
-    x = torch.randn(shape, generator=generator, device=generator.device).to(device)
-    return denoise(eps_model, schedule, x, generator=generator, **how)
 
 
 @torch.no_grad()
@@ -185,11 +174,11 @@ def denoise(
     eta: float = 0.0,
     progress: bool = False,
 ) -> Tensor:
-    """Denoise x (N, 3, H, W), which is as noisy as timestep t, by default the last, to images in [-1, 1].
+    """Denoise x (N, 3, H, W), which has the noise of timestep t (default: the last one), to images in [-1, 1].
 
-    method "ddim" visits t, t - stride, ..., with DDIM's eta; the clean image is next after the last. By default it
-    starts at the last multiple of `stride`. "ddpm" is the ancestral sampler: every timestep. Raises ValueError for any
-    other method. Deterministic DDIM, the default, needs no generator.
+    method "ddim" visits t, t - stride, ..., with DDIM's eta, and ends at the clean image. Its default t is
+    the last multiple of `stride`. "ddpm" is the ancestral sampler, which visits every timestep. All noise
+    comes from `generator`, on its device; DDIM with eta = 0 needs none. Raises ValueError for any other method.
     """
     if method not in ("ddim", "ddpm"):
         raise ValueError(f'method must be "ddim" or "ddpm", not {method!r}')

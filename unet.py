@@ -1,7 +1,7 @@
 """The U-Net of DDPM (Ho et al. 2020, appendix B), in the form of pytorch-ddpm.
 
-It is the network that SecMI, PIA and most of the field attack: `UNetConfig()` is their CIFAR-10
-model, 35.7 million parameters. A smaller one differs only in its configuration.
+SecMI, PIA and most of the field attack this network. `UNetConfig()` is their CIFAR-10 model, with
+35.7 million parameters. A smaller one differs only in its configuration.
 """
 
 import math
@@ -15,21 +15,21 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Sizes of a `UNet`. Images are square, of a side that 2 ** (len(mult) - 1) divides."""
+    """Sizes of a `UNet`. Its images are square, and 2 ** (len(mult) - 1) divides their side."""
 
     ch: int = 128  # channels at full resolution, a multiple of `groups`
     mult: tuple[int, ...] = (1, 2, 2, 2)  # channels at level i are ch * mult[i]; each level halves the resolution
-    attn: tuple[int, ...] = (1,)  # levels whose blocks attend; level 1 of a 32x32 image is 16x16
-    blocks: int = 2  # residual blocks a level on the way down (one more on the way up)
+    attn: tuple[int, ...] = (1,)  # levels whose blocks have attention; level 1 of a 32x32 image is 16x16
+    blocks: int = 2  # residual blocks of each level on the way down; one more on the way up
     dropout: float = 0.1
-    groups: int = 32  # of every GroupNorm
+    groups: int = 32  # groups of every GroupNorm
 
 
 class UNet(nn.Module):
-    """Predict the noise in an image: an *eps model*.
+    """An *eps model*: it predicts the noise in an image.
 
-    `forward(x_t, t)`: x_t is (N, 3, H, W), scaled to [-1, 1] before noise was added; t is (N,)
-    int64. Returns eps, shaped like x_t and of its dtype.
+    `forward(x_t, t)`: x_t is (N, 3, H, W), an image in [-1, 1] with noise added; t is (N,) int64.
+    Returns eps, with the shape and dtype of x_t.
     """
 
     def __init__(self, config: UNetConfig):
@@ -45,7 +45,7 @@ class UNet(nn.Module):
 
         block = partial(ResBlock, temb_ch=temb_ch, config=config)
         self.downblocks = nn.ModuleList()
-        skips = [ch]  # channels of each activation that the way up will concatenate
+        skips = [ch]  # channels of the activations that the way up concatenates
         for level in levels:
             for _ in range(config.blocks):
                 ch_out = config.ch * config.mult[level]
@@ -75,8 +75,8 @@ class UNet(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        # Every residual branch and the output start near zero, so that the untrained network is
-        # close to the identity and gradients reach all of it.
+        # Every residual branch starts near zero, so each block is near its shortcut, and gradients
+        # reach all blocks. The last convolution starts near zero, too, so the output does.
         for module in self.modules():
             if isinstance(module, ResBlock):
                 nn.init.xavier_uniform_(module.block2[-1].weight, gain=1e-5)
@@ -101,7 +101,7 @@ class UNet(nn.Module):
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Timesteps (N,) -> (N, ch): sines and cosines of geometrically spaced frequencies, interleaved."""
+    """Timesteps (N,) -> (N, ch): sines and cosines, interleaved, of geometrically spaced frequencies."""
 
     def __init__(self, ch: int):
         super().__init__()
@@ -114,7 +114,7 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions around a shortcut, told the time between them; then, at some levels, attention."""
+    """Two convolutions with a shortcut around them. The time is added between them; attention may follow."""
 
     def __init__(self, ch_in: int, ch_out: int, temb_ch: int, config: UNetConfig, attn: bool):
         super().__init__()
@@ -150,16 +150,16 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.group_norm(x)
         q, k, v = (proj(h).flatten(2) for proj in (self.proj_q, self.proj_k, self.proj_v))  # (N, C, H*W)
-        # written out, because on a CPU F.scaled_dot_product_attention takes three times as long in bfloat16
-        weights = (q.transpose(1, 2) @ k * q.shape[1] ** -0.5).softmax(dim=2)  # (N, H*W that ask, H*W that are asked)
+        # F.scaled_dot_product_attention takes three times as long on a CPU in bfloat16
+        weights = (q.transpose(1, 2) @ k * q.shape[1] ** -0.5).softmax(dim=2)  # (N, H*W queries, H*W keys)
         return x + self.proj((v @ weights.transpose(1, 2)).view(x.shape))
 
 
 class Dropout(nn.Module):
-    """Zero each number with probability p in training, and divide the others by 1 - p.
+    """In training, set each number to zero with probability p, and divide the others by 1 - p.
 
-    `rows` is for several processes that share a batch: (images in all of it, the slice that is this one's). Each
-    draws the masks of the whole batch and takes its own, so that they do not depend on how many processes there are.
+    Several processes may share a batch. Then `rows` is (number of images in the batch, this process's slice of it).
+    Each process draws the masks of the whole batch, so that they do not depend on the number of processes.
     """
 
     def __init__(self, p: float):
@@ -171,7 +171,7 @@ class Dropout(nn.Module):
             return x
         n, mine = self.rows or (len(x), slice(None))
         shape = (n, *x.shape[1:])
-        if x.is_cpu:  # 16 bits for each number: nn.Dropout's generator takes seven times as long, a sixth of a step
+        if x.is_cpu:  # 16 random bits for each number: nn.Dropout takes seven times as long, a sixth of a training step
             bits = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64).random_(-(2**63), None)
             keep = bits.view(torch.int16)[: math.prod(shape)].view(shape) >= round(self.p * 2**16) - 2**15
         else:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import Spy
 
-from dualmd import DualMD, NoiseSchedule, distill_targets, sample, training_loss
+from dualmd import DualMD, NoiseSchedule, denoise, distill_targets, training_loss
 
 # the schedule once more, in plain Python
 BETA = [1e-4 + (0.02 - 1e-4) * t / 999 for t in range(1000)]
@@ -23,6 +23,11 @@ def images(n=4, seed=0):
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def sample(model, schedule, shape, *, generator, **how):
+    """Images from noise that `generator` draws first."""
+    return denoise(model, schedule, torch.randn(shape, generator=generator), generator=generator, **how)
 
 
 # --- schedule ---

@@ -11,7 +11,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lab.files import BadInput
 from unet import Dropout
@@ -61,11 +60,6 @@ def share(n: int, model: nn.Module) -> tuple[slice, float]:
         if isinstance(module, Dropout):
             module.rows = n, mine
     return mine, weight
-
-
-def synchronised(model: nn.Module) -> nn.Module:
-    """The same model; after each backward() its gradients are the mean over all processes."""
-    return DistributedDataParallel(model) if WORLD > 1 else model
 
 
 def mean(x: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from lab.distributed import synchronised
+from lab import distributed
 from lab.files import BadInput, in_a_line
 
 
@@ -38,7 +39,7 @@ def accelerated(model: nn.Module, ema: nn.Module, args: Namespace, steps: int) -
         torch.backends.cuda.matmul.allow_tf32 = True
         for network in (model, ema):
             network.to(memory_format=torch.channels_last)
-    network = synchronised(model)
+    network = DistributedDataParallel(model) if distributed.WORLD > 1 else model
     if args.compile or (args.compile is None and on_gpu and steps >= 5000):
         try:
             torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=args.device))

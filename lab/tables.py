@@ -1,6 +1,6 @@
 """The tables of evaluate.py, in Markdown."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,29 +10,58 @@ from lab.files import BadInput
 from lab.releases import EvaluatedRun
 from metrics import wilson
 
-Cell = Callable[[list[dict]], str]  # makes a cell from the results of one release, one dict (or one a protocol) a run
-Column = tuple[str, int, Cell]  # heading, width, cell; in a heading, {} stands for the meaning of the brackets below it
+# Columns: heading, width, key of the results, form of the cells (see `cell`), and a protocol if only its results count.
+# In a heading, {} stands for the meaning of the brackets below it.
+MODEL = [("model", 17, "model", ""), ("held-out", 8, "held_out_loss", ".4f")]
+FIDS = [("FID to members", 20, "fid_members", "fid"), ("FID to held-out", 20, "fid_held_out", "fid")]
+JUDGED = [("ASR", 5, "asr", ".3f"), ("@1%", 5, "tpr_at_1", ".3f"), ("@0.1%", 5, "tpr_at_01", ".3f")]
+PUBLISHED = [("published {}", 17, "auc", "range"), *JUDGED]
+ADAPTIVE = [("adaptive {}", 17, "auc", "range"), ("t", 9, "t", "picks"), *JUDGED]
+QUALITY = [*MODEL, ("images", 6, "n_generated", ","), *FIDS]
+MEMORIZATION = [
+    MODEL[0],
+    ("images", 6, "n", ","),
+    ("copies {}", 17, "copies", "range"),
+    ("of A", 5, "of_a", ".3f"),
+    ("of B", 5, "of_b", ".3f"),
+    ("of non-members", 14, "of_nonmembers", ".3f"),
+    ("nearer to members", 17, "nearer_to_members", ".3f"),
+    ("median d1/d2", 12, "median_ratio", ".3f"),
+    ("smallest", 8, "smallest_ratio", "min"),
+]
 
 
 class Table:
     """A table whose rows are printed as soon as they are known; `lines` has all of it."""
 
-    def __init__(self, columns: list[Column], runs: list[EvaluatedRun], weights: str | None = None):
-        self.headings, self.widths, self.cells = zip(*columns, strict=True)
+    def __init__(self, columns: list[tuple], runs: list[EvaluatedRun], weights: str | None = None):
+        self.columns, self.widths = columns, [width for _, width, *_ in columns]
         first, brackets = runs[0].first, "[range]" if len(runs) > 1 else "[95 %]"
         paths, seeds = ", ".join(str(run.path) for run in runs), ", ".join(str(run.seed) for run in runs)
         count, size = len(first.split.members), first.dataset["size"]
         about = f"{first.dataset['name']} at {size}x{size}, {count:,} members, {count:,} non-members, seed {seeds}"
         self.lines = [f"{paths}: {about}", *([f"FID by Inception weights: {weights}"] if weights else []), ""]
-        self.lines += heading([name.format(brackets) for name in self.headings], self.widths)
+        self.lines += heading([name.format(brackets) for name, *_ in columns], self.widths)
         print(*self.lines, sep="\n", flush=True)
 
     def add(self, rows: list[dict]) -> list[dict]:
-        """Make a row of one release's results, if there are any, and return them."""
+        """Make a row of one release's results, one (or one for each protocol) a run, if there are any. Returns them."""
         if rows:
-            self.lines.append(line([cell(rows) for cell in self.cells], self.widths))
+            cells = []
+            for _, _, key, form, *protocol in self.columns:
+                counted = [row for row in rows if not protocol or row["protocol"] in protocol]
+                cells.append(cell(counted, key, form))
+            self.lines.append(line(cells, self.widths))
             print(self.lines[-1], flush=True)
         return rows
+
+
+def membership(runs: list[EvaluatedRun], weights: str | None) -> Table:
+    """The table of attacks; with Inception `weights`, it has FIDs too."""
+    attack = ("attack", 13, "attack", ""), ("holds", 11, "holds", "")
+    published = [(*column, "published") for column in [*(FIDS if weights else []), *attack, *PUBLISHED]]
+    columns = [*MODEL, *published, *((*column, "adaptive") for column in ADAPTIVE)]
+    return Table(columns, runs, weights)
 
 
 def line(cells: Sequence[object], widths: Sequence[int]) -> str:
@@ -43,76 +72,27 @@ def heading(names: Sequence[str], widths: Sequence[int]) -> list[str]:
     return [line(names, widths), line(["-" * width for width in widths], widths)]
 
 
-# --- cells: the mean over several runs and its range, or one run's value and its 95 % interval ---------
-
-
-def text(key: str) -> Cell:
-    return lambda rows: f"{rows[0][key]:,}" if isinstance(rows[0][key], int) else rows[0][key]
-
-
-def mean(key: str, digits: int = 3) -> Cell:
-    return lambda rows: "–" if rows[0][key] is None else f"{np.mean([row[key] for row in rows]):.{digits}f}"
-
-
-def with_range(key: str, interval: Callable[[dict], Sequence[float]]) -> Cell:
-    def cell(rows: list[dict]) -> str:
-        values = [row[key] for row in rows]
-        low, high = interval(rows[0]) if len(rows) == 1 else (min(values), max(values))
-        return f"{np.mean(values):.3f} [{low:.2f} {high:.2f}]"
-
-    return cell
-
-
-def fid(key: str) -> Cell:
-    def cell(rows: list[dict]) -> str:
-        values = [row[key] for row in rows]
-        several = len(rows) > 1 and values[0] is not None
-        return mean(key, 2)(rows) + (f" [{min(values):.1f} {max(values):.1f}]" if several else "")
-
-    return cell
-
-
-def picked(rows: list[dict]) -> str:
-    """The timesteps that the adaptive attackers chose, with a minus where they flipped the sign."""
-    ts, signs = ([value for row in rows for value in row[key]] for key in ("t", "sign"))
-    sign = {(1,): "", (-1,): "−", (-1, 1): "±"}[tuple(sorted(set(signs)))]
-    return f"{sign}{min(ts)}" + (f"…{max(ts)}" if min(ts) < max(ts) else "")
-
-
-def under(protocol: str, columns: list[Column]) -> list[Column]:
-    """The same columns, whose cells see the results under this protocol only."""
-
-    def only(cell: Cell) -> Cell:
-        return lambda rows: cell([row for row in rows if row["protocol"] == protocol])
-
-    return [(name, width, only(cell)) for name, width, cell in columns]
-
-
-MODEL = [("model", 17, text("model")), ("held-out", 8, mean("held_out_loss", 4))]
-FIDS = [("FID to members", 20, fid("fid_members")), ("FID to held-out", 20, fid("fid_held_out"))]
-AUC = with_range("auc", lambda row: row["auc_95"])
-JUDGED = [("ASR", 5, mean("asr")), ("@1%", 5, mean("tpr_at_1")), ("@0.1%", 5, mean("tpr_at_01"))]
-ATTACKS = [("attack", 13, text("attack")), ("holds", 11, text("holds"))]
-ATTACKS += under("published", [("published {}", 17, AUC), *JUDGED])
-ATTACKS += under("adaptive", [("adaptive {}", 17, AUC), ("t", 9, picked), *JUDGED])
-QUALITY = [*MODEL, ("images", 6, text("n_generated")), *FIDS]
-MEMORIZATION = [
-    MODEL[0],
-    ("images", 6, text("n")),
-    ("copies {}", 17, with_range("copies", lambda row: wilson(row["copies"], row["n"]))),
-    ("of A", 5, mean("of_a")),
-    ("of B", 5, mean("of_b")),
-    ("of non-members", 14, mean("of_nonmembers")),
-    ("nearer to members", 17, mean("nearer_to_members")),
-    ("median d1/d2", 12, mean("median_ratio")),
-    ("smallest", 8, lambda rows: f"{min(row['smallest_ratio'] for row in rows):.3f}"),
-]
-
-
-def membership(runs: list[EvaluatedRun], weights: str | None) -> Table:
-    """The table of attacks; with Inception `weights`, it has FIDs too."""
-    fids = under("published", FIDS) if weights else []  # one protocol's rows, or each run would count twice
-    return Table([*MODEL, *fids, *ATTACKS], runs, weights)
+def cell(rows: list[dict], key: str, form: str) -> str:
+    """A value of several runs: their mean, and with some forms their range, or a single run's 95 % interval."""
+    values = [row[key] for row in rows]
+    if values[0] is None:
+        return "–"
+    if form in ("", ","):
+        return format(values[0], form)
+    if form == "picks":  # the timesteps that adaptive attackers chose, with a minus where they flipped the sign
+        ts, signs = sum(values, ()), {sign for row in rows for sign in row["sign"]}
+        sign = {(1,): "", (-1,): "−", (-1, 1): "±"}[tuple(sorted(signs))]
+        return f"{sign}{min(ts)}" + (f"…{max(ts)}" if min(ts) < max(ts) else "")
+    low, mean, high = min(values), np.mean(values), max(values)
+    if form == "min":
+        return f"{low:.3f}"
+    if form == "fid":
+        return f"{mean:.2f}" + (f" [{low:.1f} {high:.1f}]" if len(rows) > 1 else "")
+    if form == "range":
+        if len(rows) == 1:
+            low, high = rows[0]["auc_95"] if key == "auc" else wilson(mean, rows[0]["n"])
+        return f"{mean:.3f} [{low:.2f} {high:.2f}]"
+    return format(mean, form)
 
 
 def overview(rows: list[dict]) -> list[str]:

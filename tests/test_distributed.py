@@ -13,19 +13,21 @@ import torch
 import train
 from lab import checkpoint, cli, distributed
 from lab.files import BadInput
+from unet import Dropout, UNet, UNetConfig
 
 # what torchrun starts: train.py in float32, whose rounding is small, or with a disk that only rank 1 cannot read
 SCRIPT = f"""
 import sys
 
 sys.path.insert(0, {str(Path(train.__file__).parent)!r})
-import cli, data, ranks, train
+import data, train
+from lab import cli, distributed
 from lab.files import BadInput
 
 def unreadable(*args):
     raise BadInput("the disk of this one is broken")
 
-cli.bfloat16_is_faster = lambda device: False
+train.bfloat16_is_faster = lambda device: False
 if "--broken" in sys.argv:
     sys.argv.remove("--broken")
     if distributed.RANK == 1:
@@ -49,7 +51,7 @@ def ended(tmp_path_factory):
     (folder / "script.py").write_text(SCRIPT)
     with pytest.MonkeyPatch.context() as patch:
         preset = train.PRESETS["tiny"]
-        patch.setitem(preset, "unet", train.UNetConfig(ch=32, mult=(1, 1), attn=(), blocks=1, dropout=0.3, groups=8))
+        patch.setitem(preset, "unet", UNetConfig(ch=32, mult=(1, 1), attn=(), blocks=1, dropout=0.3, groups=8))
         patch.setitem(preset, "train", preset["train"] | {"flip": True, "warmup": 1})
         # 18 images, so that an epoch's second batch has two, fewer than three processes
         flags = "--dataset toy --size 8 --members 18 --epochs 3 --run".split()
@@ -104,28 +106,19 @@ def test_one_that_dies_ends_all_with_its_message(ended):
 
 
 def test_shares_are_the_batch(monkeypatch):
+    network = UNet(UNetConfig(ch=8, mult=(1,), attn=(), blocks=1, groups=4))
     for world in (1, 2, 3, 5):
         monkeypatch.setattr(distributed, "WORLD", world)
         for n in (1, 2, 7, 128):
             losses, taken, mean = torch.arange(n) ** 2.0, [], 0
             for rank in range(world):
                 monkeypatch.setattr(distributed, "RANK", rank)
-                mine, weight = distributed.share(n)
+                mine, weight = distributed.share(n, network)
                 assert len(losses[mine]) > 0, "each has to take part"
                 mean += weight * losses[mine].mean().item() / world
+                assert [module.rows for module in network.modules() if isinstance(module, Dropout)] == 5 * [(n, mine)]
                 taken += range(n)[mine] if weight else []
             assert taken == list(range(n)) and mean == pytest.approx(losses.mean().item())
-
-
-@pytest.mark.parametrize(("rank", "order"), [(0, ["load", "barrier"]), (1, ["barrier", "load"])])
-def test_rank_0_loads_first(monkeypatch, rank, order):
-    happened = []
-    monkeypatch.setattr(distributed, "WORLD", 2)
-    monkeypatch.setattr(distributed, "RANK", rank)
-    monkeypatch.setattr(torch.distributed, "barrier", lambda: happened.append("barrier"))
-    with distributed.first_rank_first():
-        happened.append("load")
-    assert happened == order
 
 
 def test_processes_must_see_the_same_files(monkeypatch):

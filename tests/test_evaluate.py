@@ -20,9 +20,10 @@ import dualmd
 import evaluate
 import fid
 import metrics
-from dualmd import DualMD, NoiseSchedule, sample
-from lab import checkpoint, cli, figures, releases
+from dualmd import DualMD, NoiseSchedule, denoise
+from lab import checkpoint, cli, figures, releases, reports, tables
 from lab.files import BadInput
+from lab.published import load_published, publish
 from lab.releases import EvaluatedRun
 from unet import UNet, UNetConfig
 
@@ -47,11 +48,8 @@ def make_run(folder, images, names=checkpoint.NAMES, seed=0, members=MEMBERS, ep
         model = UNet(CONFIG)
         torch.nn.init.normal_(model.tail[-1].weight, std=0.1)
         dataset = {"name": "toy", "data_dir": None, "size": 8, "seed": seed, "sha256": data.fingerprint(images)}
-        trained_on = {"A": split.a, "B": split.b, "reference": split.reference}.get(name, split.members)
         its = settings(epochs=epochs, seed=seed)
-        checkpoint.save(
-            folder, checkpoint.Checkpoint(name, dataset, split, trained_on, its, CONFIG, model.state_dict())
-        )
+        checkpoint.save(folder, checkpoint.Checkpoint(name, dataset, split, its, CONFIG, model.state_dict()))
     return split
 
 
@@ -181,7 +179,7 @@ def test_the_adaptive_attacker_chooses_among_the_grid(tmp_path, monkeypatch, sma
 
 
 def evaluate_args(seed=0, batch=256):
-    return argparse.Namespace(seed=seed, batch=batch, device=torch.device("cpu"), data_dir=None)
+    return argparse.Namespace(seed=seed, batch=batch, device=torch.device("cpu"), data_dir=None, reference=None)
 
 
 def test_held_out_loss_is_that_of_images_no_model_saw(tmp_path, small):
@@ -205,9 +203,9 @@ def test_scores_are_kept_until_what_they_depend_on_changes(tmp_path, monkeypatch
     attacked = []
     original = releases.attack_scores
 
-    def spy(eps_model, schedule, x0, wanted, args, name):
-        attacked.append((name, {attack: tuple(ts) for attack, ts in wanted.items()}))
-        return original(eps_model, schedule, x0, wanted, args, name)
+    def spy(eps_model, schedule, x0, calls, args, name):
+        attacked.append((name, calls))
+        return original(eps_model, schedule, x0, calls, args, name)
 
     def scores(release="undefended", ts=(100, 200), seed=0):
         attacked.clear()
@@ -215,11 +213,11 @@ def test_scores_are_kept_until_what_they_depend_on_changes(tmp_path, monkeypatch
 
     monkeypatch.setattr(releases, "attack_scores", spy)
     first = scores()
-    assert attacked == [("all", {"pia": (100, 200)})]
+    assert attacked == [("all", [("pia", 100), ("pia", 200)])]
     again = scores(ts=(200, 100))
     assert attacked == [] and torch.equal(again[0], first[0].flip(0))
     third = scores(ts=(100, 150, 200))
-    assert attacked == [("all", {"pia": (150,)})] and torch.equal(third[0][[0, 2]], first[0])
+    assert attacked == [("all", [("pia", 150)])] and torch.equal(third[0][[0, 2]], first[0])
     scores("DualMD leaked")
     assert [name for name, _ in attacked] == ["A", "B"]
     scores("DualMD pipeline")
@@ -227,9 +225,9 @@ def test_scores_are_kept_until_what_they_depend_on_changes(tmp_path, monkeypatch
     scores(seed=1)
     assert attacked, "another seed, other noise"
 
-    (tmp_path / "scores" / "all-pia.npz").write_bytes(b"PK\x03\x04 damaged")
+    (tmp_path / "scores" / "all-pia-100.npz").write_bytes(b"PK\x03\x04 damaged")
     scores()
-    assert attacked
+    assert ("pia", 100) in attacked[0][1]
     scores("DualMD pipeline")
     assert not attacked
     damaged = checkpoint.load(tmp_path / "B.pt")
@@ -275,7 +273,7 @@ def test_many_timesteps_cost_hardly_more_questions_than_the_last():
     x0 = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for attack, ts, questions in (("pia", range(10, 310, 10), 31), ("secmi", range(10, 310, 10), 31)):
         spy = Spy(lambda x, t: x * 0.1)
-        releases.attack_scores(spy, NoiseSchedule(), x0, {attack: list(ts)}, evaluate_args(), "spy")
+        releases.attack_scores(spy, NoiseSchedule(), x0, [(attack, t) for t in ts], evaluate_args(), "spy")
         assert len(spy.asked) == questions and all(len(x) == 5 for x, _ in spy.asked)
 
 
@@ -342,7 +340,7 @@ def test_what_is_written(tmp_path, monkeypatch, small, capsys):
         ]
         assert row["tpr_at_1"] is None and row["n_members"] == row["n_nonmembers"] == MEMBERS
         assert row["command"].startswith("python evaluate.py --dataset toy")
-        assert row["auc_95"][0] <= row["auc_95"][1] and row["commit"] == evaluate.commit()
+        assert row["auc_95"][0] <= row["auc_95"][1] and row["commit"] == reports.commit()
     first, second = (rows_of(run)["DualMD leaked", "pia", "adaptive"] for run in runs)
     line = next(line for line in printed.splitlines() if re.match(r"\| DualMD leaked +\| [\d.]+ +\| pia", line))
     low, high = sorted([first["auc"], second["auc"]])
@@ -373,30 +371,33 @@ def test_what_is_written(tmp_path, monkeypatch, small, capsys):
     assert final == [rows_of(run)["undefended", "pia", "published"]["auc"] for run in runs]
 
 
-def test_picked():
-    assert evaluate.picked([{"t": [100, 100], "sign": [1, 1]}]) == "100"
-    assert evaluate.picked([{"t": [100, 50], "sign": [-1, -1]}]) == "−50…100"
-    assert evaluate.picked([{"t": [100, 50], "sign": [1, 1]}, {"t": [200, 50], "sign": [-1, 1]}]) == "±50…200"
+def test_picks_of_timesteps_and_signs():
+    def picks(*rows):
+        return tables.cell([{"t": t, "sign": sign} for t, sign in rows], "t", "picks")
+
+    assert picks(((100, 100), (1, 1))) == "100"
+    assert picks(((100, 50), (-1, -1))) == "−50…100"
+    assert picks(((100, 50), (1, 1)), ((200, 50), (-1, 1))) == "±50…200"
 
 
 def test_refusals(tmp_path, monkeypatch, small):
     make_run(tmp_path / "one", small, ["all"])
     make_run(tmp_path / "fewer", small, ["all"], members=8)
-    with pytest.raises(BadInput, match="one has 12 members, .*fewer 8: evaluate each alone"):
+    with pytest.raises(BadInput, match="one has members 12, .*fewer 8: evaluate each by itself"):
         call(monkeypatch, "--run", tmp_path / "one", tmp_path / "fewer")
     make_run(tmp_path / "other", small, ["all", "reference"], seed=3)
     with pytest.raises(BadInput, match="one has no reference model, and others have"):
         call(monkeypatch, "--run", tmp_path / "one", tmp_path / "other")
     call(monkeypatch, "--run", tmp_path / "one", tmp_path / "other", "--memorization", "--n", 2, "--print-only")
-    with pytest.raises(BadInput, match="--reference .*reference.pt: was trained on images that will be scored"):
+    with pytest.raises(BadInput, match="--reference .*reference.pt: it was trained on images that will be scored"):
         call(monkeypatch, "--run", tmp_path / "one", "--reference", tmp_path / "other" / "reference.pt")
     one = checkpoint.load(tmp_path / "one" / "all.pt")
     nobody = torch.empty(0, dtype=torch.int64)
     for scored in (one.split.members[-1:], one.split.nonmembers[-1:]):
         others = data.Split(one.split.reference, scored, nobody)
-        reference = dataclasses.replace(one, split=others, trained_on=others.members)
+        reference = dataclasses.replace(one, split=others)
         checkpoint.save(tmp_path / "scored", reference)
-        with pytest.raises(BadInput, match="all.pt: was trained on images that will be scored"):
+        with pytest.raises(BadInput, match="all.pt: it was trained on images that will be scored"):
             call(monkeypatch, "--run", tmp_path / "one", "--reference", tmp_path / "scored" / "all.pt")
     elsewhere = checkpoint.load(tmp_path / "other" / "reference.pt")
     elsewhere.dataset["sha256"] = "another"
@@ -404,7 +405,7 @@ def test_refusals(tmp_path, monkeypatch, small):
     with pytest.raises(BadInput, match="--reference .*: its dataset has sha256 another"):
         call(monkeypatch, "--run", tmp_path / "one", "--reference", tmp_path / "elsewhere" / "reference.pt")
     make_run(tmp_path / "nothing", small, ["reference"])
-    with pytest.raises(BadInput, match="nothing/ holds a reference model and nothing to attack"):
+    with pytest.raises(BadInput, match="nothing/ has no model to attack, only a reference"):
         call(monkeypatch, "--run", tmp_path / "nothing")
     with pytest.raises(BadInput, match="secmi at t = 55: .* multiple"):
         call(monkeypatch, "--run", tmp_path / "one", "--attack", "secmi", "--grid", 55)
@@ -416,7 +417,7 @@ def test_refusals(tmp_path, monkeypatch, small):
     nan.weights["tail.2.bias"] += 3e38  # the square is too large for a float32
     checkpoint.save(tmp_path / "one", nan)
     before = {path: path.read_bytes() for path in (tmp_path / "one" / "scores").iterdir()}
-    with pytest.raises(BadInput, match="loss on all at t = 50: a score is no finite number"):
+    with pytest.raises(BadInput, match="loss on all at t = 50: a score is not finite"):
         call(monkeypatch, "--run", tmp_path / "one", "--attack", "pia")
     assert not (tmp_path / "one" / "results.json").exists()
     assert before == {path: path.read_bytes() for path in (tmp_path / "one" / "scores").iterdir()}
@@ -472,7 +473,7 @@ def test_generated_images_are_the_samplers(tmp_path, small):
     few = training.generated("DualMD pipeline", 5)
     assert few.shape == (5, 3, 8, 8) and few.dtype == torch.uint8
     generator = torch.Generator().manual_seed(cli.seed_for(0, "memorization"))
-    expected = sample(training.asked["dual"], NoiseSchedule(), (2, 3, 8, 8), generator=generator)
+    expected = denoise(training.eps_models["dual"], NoiseSchedule(), torch.randn((2, 3, 8, 8), generator=generator))
     assert torch.equal(few[:2], data.to_uint8(expected))
     assert len(few.flatten(1).unique(dim=0)) == 5
     assert (tmp_path / "generated" / "dual.npz").exists(), "kept, though it took no minute"
@@ -482,24 +483,24 @@ def test_generated_images_are_kept_and_go_on(tmp_path, monkeypatch, small):
     make_run(tmp_path, small, ["all", "A", "B"])
     sizes = []
 
-    def spy(eps_model, schedule, shape, **rest):
-        sizes.append(shape[0])
+    def spy(eps_model, schedule, x, original=dualmd.denoise):
+        sizes.append(len(x))
         if len(sizes) == interrupt_at:
             raise KeyboardInterrupt
-        return sample(eps_model, schedule, shape, **rest)
+        return original(eps_model, schedule, x)
 
     def generate(n, batch=4, seed=0):
         sizes.clear()
         return EvaluatedRun(tmp_path, evaluate_args(seed, batch)).generated("undefended", n)
 
-    monkeypatch.setattr(releases, "sample", spy)
+    monkeypatch.setattr(dualmd, "denoise", spy)
     monkeypatch.setattr(releases, "SAVE_EVERY", 0)
     interrupt_at = None
     whole = generate(10)
     assert sizes == [4, 4, 2]
     assert torch.equal(generate(10), whole) and not sizes
     assert torch.equal(generate(3), whole[:3]) and not sizes
-    assert torch.equal(generate(14)[:10], whole) and sizes == [4, 2], "the last batch was not full"
+    assert torch.equal(generate(14)[:10], whole) and sizes == [4]
     assert torch.equal(generate(10), whole) and not sizes, "fewer were asked for, and the others are still there"
     (tmp_path / "generated" / "all.npz").unlink()
     interrupt_at = 3
@@ -593,7 +594,7 @@ def test_what_inception_saw_is_kept_until_it_changes(tmp_path, monkeypatch, smal
 
     def fids(n=8, seed=0):
         eyes.clear()
-        return EvaluatedRun(tmp_path / "run", evaluate_args(seed)).fids("undefended", n, inception)
+        return reports.fids(EvaluatedRun(tmp_path / "run", evaluate_args(seed)), "undefended", n, inception)
 
     first = fids()
     assert eyes == [12, 12, 8]
@@ -614,7 +615,6 @@ def test_what_inception_saw_is_kept_until_it_changes(tmp_path, monkeypatch, smal
     assert eyes == [12, 12, 8], "fid.py has been edited"
     one = checkpoint.load(tmp_path / "run" / "all.pt")
     one.split = data.index_split(len(small), MEMBERS, seed=5)
-    one.trained_on = one.split.members
     checkpoint.save(tmp_path / "run", one)
     fids()
     assert eyes == [12, 12], "other images are members, those generated are the same"
@@ -642,7 +642,7 @@ def test_fid_of_half_a_run_and_of_several(tmp_path, monkeypatch, small, eyes, ca
     low, high = sorted((one, other))
     assert f" {(one + other) / 2:.2f} [{low:.1f} {high:.1f}] " in capsys.readouterr().out
 
-    with pytest.raises(BadInput, match="no FID of all: a covariance takes two images at least, and here is 1"):
+    with pytest.raises(BadInput, match="no FID of all: a covariance takes two images at least"):
         call(monkeypatch, "--run", tmp_path / "1", "--fid", "--n", 1)
 
 
@@ -657,8 +657,8 @@ def published(folder, images):
     torch.nn.init.normal_(model.tail[-1].weight, std=0.1)
     split = data.Split(torch.arange(3, 9), torch.arange(9, 15), torch.arange(20, 32))
     dataset = {"name": "toy", "data_dir": None, "size": 8, "seed": 0, "sha256": data.fingerprint(images)}
-    made = checkpoint.Checkpoint("all", dataset, split, split.members, {}, unet, model.state_dict())
-    return model.eval(), split, checkpoint.publish(made, folder / "step800000.pt")
+    made = checkpoint.Checkpoint("all", dataset, split, {}, unet, model.state_dict())
+    return model.eval(), split, publish(made, folder / "step800000.pt")
 
 
 def test_a_published_model_is_judged_by_its_own_split(tmp_path, monkeypatch, small, capsys):
@@ -681,15 +681,13 @@ def test_a_published_model_is_judged_by_its_own_split(tmp_path, monkeypatch, sma
     # fewer of them; and without a split it is said whose members these are
     call(monkeypatch, *flags, "--members", 4, "--out", "elsewhere")
     assert rows_of(tmp_path / "elsewhere")["undefended", "pia", "published"]["n_members"] == 4
-    kept = np.load(tmp_path / "elsewhere" / "scores" / "all-pia.npz")["image"]
+    kept = np.load(tmp_path / "elsewhere" / "scores" / "all-pia-200.npz")["image"]
     assert set(kept[:4]) < set(range(3, 15)) and set(kept[4:]) < set(range(20, 32))
     capsys.readouterr()
     call(monkeypatch, *flags[:2], *flags[4:], "--out", "elsewhere", "--seed", 1)
-    assert (
-        "no --member-split: taken for members are those that train.py --seed 1 would train on"
-        in capsys.readouterr().out
-    )
-    kept = np.load(tmp_path / "elsewhere" / "scores" / "all-pia.npz")["image"]
+    said = "no --member-split: the members are those that train.py --seed 1 would train on"
+    assert said in capsys.readouterr().out
+    kept = np.load(tmp_path / "elsewhere" / "scores" / "all-pia-200.npz")["image"]
     expected = data.index_split(40, None, 1)
     assert kept.tolist() == torch.cat([expected.members, expected.nonmembers]).tolist()
 
@@ -704,13 +702,12 @@ def test_a_published_model_has_its_own_number_of_timesteps(tmp_path, monkeypatch
     flags = ("--checkpoint", "short.pt", "--member-split", npz, "--size", 8, "--grid", 50)
     with pytest.raises(BadInput, match="is not a timestep of this schedule: 0 to 149"):
         call(monkeypatch, *flags, "--attack", "pia")
-    keys = [
-        EvaluatedRun(tmp_path, evaluate_args(), small, models={"all": one})._key("all")
-        for one in (
-            checkpoint.load_published(tmp_path / name, {"seed": 0, "sha256": data.fingerprint(small)}, split)
-            for name in ("short.pt", "step800000.pt")
-        )
-    ]
+    keys, dataset = [], {"name": "toy", "seed": 0, "sha256": data.fingerprint(small)}
+    for name in ("short.pt", "step800000.pt"):
+        unet, weights, T = load_published(tmp_path / name)
+        one = checkpoint.Checkpoint("all", dataset, split, {"seed": 0}, unet, weights)
+        one.schedule["T"] = T
+        keys.append(EvaluatedRun(tmp_path, evaluate_args(), small, {"all": one})._key("all"))
     assert keys[0] != keys[1], "what is kept of one is not taken for the other's"
 
 
@@ -721,7 +718,7 @@ def test_a_published_model_has_its_own_number_of_timesteps(tmp_path, monkeypatch
         (["--members", 4], "--members belongs to --checkpoint"),
         (["--size", 8], "--size belongs to --checkpoint"),
         (["--checkpoint", "x.pt", "--run", "r"], "--checkpoint and --run"),
-        (["--checkpoint", "step800000.pt", "--size", 9], "--size 9: must be a multiple of 2"),
+        (["--checkpoint", "step800000.pt", "--size", 9], "--size 9: must be at most 1024, and a multiple of 2"),
         (["--checkpoint", "gone.pt"], "gone.pt does not exist"),
     ],
 )

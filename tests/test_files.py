@@ -28,9 +28,7 @@ def md5(content):
 
 def in_a_process(code, *arguments, **rest):
     """Python that has imported pathlib.Path, sys, time, torch and files."""
-    head = (
-        f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; import torch; from lab import files\n"
-    )
+    head = f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; import torch; from lab import files\n"
     command = [sys.executable, "-c", head + code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **rest)
 

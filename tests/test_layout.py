@@ -1,4 +1,4 @@
-"""The house looks as docs/contributing.md draws it: how many files and lines there are, and which file imports which."""
+"""The house looks as docs/contributing.md draws it: numbers of files and lines, and which file imports which."""
 
 import ast
 

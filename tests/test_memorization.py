@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
 from lab.memorization import is_copy, nearest
 
 

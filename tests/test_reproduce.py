@@ -139,7 +139,7 @@ def test_models_of_another_study_are_not_taken_for_this_one(tmp_path, differs):
     dataset = {"name": theirs["name"], "data_dir": None, "size": 16, "seed": 0, "sha256": data.fingerprint(few)}
     unet = UNetConfig(ch=8, mult=(1,), attn=(), blocks=1, groups=4)
     its = settings(**{key: theirs[key] for key in ("preset", "members", "epochs")})
-    model = checkpoint.Checkpoint("A", dataset, split, split.a, its, unet, UNet(unet).state_dict())
+    model = checkpoint.Checkpoint("A", dataset, split, its, unet, UNet(unet).state_dict())
     checkpoint.save(tmp_path, model)
     path = tmp_path / "A.pt"
     reproduce.require_same_study(path, theirs)

@@ -1,5 +1,6 @@
 """The scripts as a user meets them: what they do, what they refuse, and the whole story on real images."""
 
+import argparse
 import copy
 import json
 import os
@@ -22,7 +23,7 @@ import evaluate
 import sample as sample_script
 import train
 from dualmd import NoiseSchedule
-from lab import checkpoint, cli, files
+from lab import checkpoint, cli, files, hardware, training
 from lab.files import BadInput
 from unet import UNet, UNetConfig
 
@@ -155,7 +156,7 @@ def test_a_training_that_was_cut_off_goes_on(tmp_path, monkeypatch):
 
         return loss
 
-    resumed = record(monkeypatch, checkpoint, "resume")
+    resumed = record(monkeypatch, training, "resume")
     for run_for in (1, 4):  # an epoch is 3 steps: cut off within one
         with monkeypatch.context() as patch, pytest.raises(Cut):
             patch.setattr(train, "training_loss", cut_after(run_for))
@@ -186,11 +187,11 @@ def test_a_signal_is_obeyed_once_all_is_saved(tmp_path, monkeypatch, capsys, num
         patch.setattr(train, "training_loss", loss)
         call(monkeypatch, *flags, "--run", tmp_path / "stopped")
     assert end.value.code == 128 + number and len(steps) == 5
-    said = "train.py: all was stopped after step 5 of 12, and saved: the same command goes on\n"
+    said = "train.py: all was stopped after step 5 of 12, and saved: the same command continues\n"
     assert capsys.readouterr().err.endswith(said)
     assert tree(tmp_path / "stopped") == ["all.unfinished"]
     assert signal.getsignal(number) == before
-    resumed = record(monkeypatch, checkpoint, "resume")
+    resumed = record(monkeypatch, training, "resume")
     call(monkeypatch, *flags, "--run", tmp_path / "stopped")
     assert resumed[0][1] == 5
     assert same(weights(tmp_path / "undisturbed", "all"), weights(tmp_path / "stopped", "all"))
@@ -211,7 +212,7 @@ def test_a_training_begun_anew_goes_on_too_and_the_old_model_stays_until_it_is_t
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(train, "training_loss", stop)
         call(monkeypatch, *run, "--epochs", 3, "--restart")
-    assert "after step 1 of 3, and saved: the same command, but for --restart, goes on" in capsys.readouterr().err
+    assert "after step 1 of 3, and saved: the same command, but for --restart, continues" in capsys.readouterr().err
     assert (tmp_path / "A.pt").read_bytes() == old
     with pytest.raises(BadInput, match="A.unfinished was trained with epochs = 3, not 2"):
         call(monkeypatch, *run, "--epochs", 2)
@@ -228,13 +229,10 @@ def test_a_training_begun_anew_goes_on_too_and_the_old_model_stays_until_it_is_t
 def test_killed_between_the_last_two_things_to_do(tmp_path, monkeypatch):
     """When A.pt has been written, and A.unfinished not yet removed."""
     flags = ("--split", "A", "--members", 8, "--epochs", 3, "--run", tmp_path)
-    save = checkpoint.save_unfinished
+    save = training.save_unfinished
     kept = []
-    monkeypatch.setattr(
-        checkpoint,
-        "save_unfinished",
-        lambda *args: save(*args) or kept.append((tmp_path / "A.unfinished").read_bytes()),
-    )
+    keep = lambda *args: save(*args) or kept.append((tmp_path / "A.unfinished").read_bytes())  # noqa: E731
+    monkeypatch.setattr(training, "save_unfinished", keep)
     call(monkeypatch, *flags, "--save-every", -1)
     finished = weights(tmp_path, "A")
     (tmp_path / "A.unfinished").write_bytes(kept[-1])
@@ -262,7 +260,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_training(tmp_path, monkeypatch):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert tree(tmp_path / "full") == ["A.unfinished"] and len(steps) == 2
-    resumed = record(monkeypatch, checkpoint, "resume")
+    resumed = record(monkeypatch, training, "resume")
     call(monkeypatch, *flags, tmp_path / "full")
     assert resumed[0][1] == 1, "what had been saved before"
     assert same(weights(tmp_path / "straight", "A"), weights(tmp_path / "full", "A"))
@@ -270,7 +268,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_training(tmp_path, monkeypatch):
 
 def test_two_trainings_of_the_same_model(tmp_path, monkeypatch):
     with files.exclusive(tmp_path / "A.pt"):
-        with pytest.raises(BadInput, match="A.pt is being made by process [0-9]+ on .*: wait for it, stop it, or name"):
+        with pytest.raises(BadInput, match="A.pt is being made by another process: wait for it, stop it, or name"):
             call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
         assert not (tmp_path / "A.pt").exists()
         call(monkeypatch, "--split", "B", "--run", tmp_path, *TINY)
@@ -336,8 +334,8 @@ def test_a_snapshot_is_what_a_shorter_training_makes(tmp_path, monkeypatch):
     call(monkeypatch, *flags, "--epochs", 7, "--run", tmp_path / "plain")
     assert tree(tmp_path / "plain") == ["all.pt"], "snapshots are for those who ask"
     kept = checkpoint.snapshots(tmp_path / "long")
-    assert list(kept) == [2, 4] and [path.name for path in kept.values()] == ["epoch-0002", "epoch-0004"]
-    underway, short = checkpoint.load(kept[4] / "all.pt"), checkpoint.load(tmp_path / "short" / "all.pt")
+    assert [path.name for path in kept] == ["epoch-0002", "epoch-0004"]
+    underway, short = checkpoint.load(kept[1] / "all.pt"), checkpoint.load(tmp_path / "short" / "all.pt")
     assert same(underway.weights, short.weights) and underway.settings == short.settings
     assert same(weights(tmp_path / "long", "all"), weights(tmp_path / "plain", "all"))
     call(monkeypatch, *flags, "--epochs", 5, "--restart", "--run", tmp_path / "long")
@@ -347,11 +345,10 @@ def test_a_snapshot_is_what_a_shorter_training_makes(tmp_path, monkeypatch):
 def test_the_average_of_the_weights_is_kept(tmp_path, monkeypatch):
     """After one step the average is a tenth of the initial weights and nine tenths of the new ones."""
     monkeypatch.setitem(train.PRESETS["tiny"]["train"], "lr", 1.0)  # so that the two differ visibly
-    models = record(monkeypatch, train, "UNet")  # the model, and its average
+    models = record(monkeypatch, train, "UNet")
     initial = {}
-    monkeypatch.setattr(
-        checkpoint, "resume", lambda run, wanted, parts: initial.update(copy.deepcopy(parts["model"].state_dict())) or 0
-    )
+    remember = lambda run, wanted, model, *rest: initial.update(copy.deepcopy(model.state_dict())) or 0  # noqa: E731
+    monkeypatch.setattr(training, "resume", remember)
     call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--epochs", 1)
     new, saved = models[0][1].state_dict(), weights(tmp_path, "A")
     assert not same(initial, new)
@@ -392,21 +389,19 @@ def test_gradients_are_clipped(tmp_path, monkeypatch):
 
 
 def test_bfloat16_is_for_processors_that_gain_by_it(monkeypatch):
-    supported = [True]
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported[0])
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     cpu = torch.device("cpu")
     for has, faster in (
         ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
         ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
         ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, True),
-        ({"architecture": "aarch64"}, True),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False, "avx512_f": True}, False),
+        ({"architecture": "aarch64", "bf16": True}, True),
+        ({"architecture": "aarch64", "bf16": False}, False),
+        ({}, False),
     ):
-        assert cli.bfloat16_is_faster(cpu) is faster
-    supported[0] = False
-    assert not cli.bfloat16_is_faster(cpu)
-    assert cli.bfloat16_is_faster(torch.device("cuda")) and not cli.bfloat16_is_faster(torch.device("mps"))
+        assert hardware.bfloat16_is_faster(cpu) is faster
+    assert hardware.bfloat16_is_faster(torch.device("cuda")) and not hardware.bfloat16_is_faster(torch.device("mps"))
 
 
 def test_long_trainings_on_a_gpu_are_compiled(tmp_path, monkeypatch):
@@ -417,24 +412,27 @@ def test_long_trainings_on_a_gpu_are_compiled(tmp_path, monkeypatch):
         return function
 
     monkeypatch.setattr(torch, "compile", compiles)
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "ones", lambda *args, **kwargs: torch.zeros(8))  # there is no GPU
-        assert [cli.compiles(None, gpu, steps) for steps in (100, 10_000)] == [False, True]
-    assert not cli.compiles(False, gpu, 10_000) and not cli.compiles(None, cpu, 10**6) and cli.compiles(True, cpu, 1)
-    compiled.clear()
-    call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
-    assert not compiled
-    call(monkeypatch, "--split", "B", "--run", tmp_path, "--compile", *TINY)
-    assert isinstance(compiled[-1], UNet)
+    monkeypatch.setattr(torch, "ones", lambda *args, **kwargs: torch.zeros(8))  # there is no GPU
+    network = UNet(train.SMALL)
 
-    def no_compiler(function):
+    def accelerated(device, steps, wanted=None):
+        compiled.clear()
+        args = argparse.Namespace(compile=wanted, device=torch.device(device))
+        assert hardware.accelerated(network, network, args, steps) is network
+        return network in compiled
+
+    assert not accelerated("cuda", 100) and accelerated("cuda", 10_000) and not accelerated("cuda", 10_000, False)
+    assert not accelerated("cpu", 10**6) and accelerated("cpu", 1, True)
+    monkeypatch.undo()
+
+    def no_compiler(function, **flags):
         raise RuntimeError("no working C++ compiler\nwas found")
 
+    monkeypatch.setattr(torch, "ones", lambda *args, **kwargs: torch.zeros(8))
     monkeypatch.setattr(torch, "compile", no_compiler)
-    assert not cli.compiles(None, gpu, 10_000), "nobody asked for it, and it goes without"
+    assert not accelerated("cuda", 10_000), "nobody asked for it, and it goes without"
     with pytest.raises(BadInput, match="--compile: .* does not work .*no working C.. compiler was found"):
-        cli.compiles(True, cpu, 1)
+        accelerated("cpu", 1, True)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have other allocators")
@@ -442,8 +440,9 @@ def test_memory_is_used_again():
     """In the end, a tensor of 64 MB costs none of its 15,625 pages: it is where an earlier one was."""
     faults = "resource.getrusage(resource.RUSAGE_SELF).ru_minflt"
     often = f"[(before := {faults}, torch.ones(16_000_000), {faults} - before)[2] for _ in range(20)]"
-    for call, fetched in (("pass", True), ("cli.reuse_memory()", False)):
-        code = f"import resource, sys, torch; sys.path.insert(0, {str(ROOT)!r}); from lab import cli; {call}; print({often}[-1])"
+    for call, fetched in (("pass", True), ("hardware.reuse_memory()", False)):
+        code = f"import resource, sys, torch; sys.path.insert(0, {str(ROOT)!r}); from lab import hardware; {call}"
+        code += f"; print({often}[-1])"
         process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert (int(process.stdout) > 10_000) == fetched
 
@@ -576,8 +575,8 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path, monkeypatch, what)
             )
             assert len(asked) == (50 if save_every == 1000 else 7) and tree(tmp_path) == ["A.unfinished"]
             kept = torch.load(tmp_path / "A.unfinished", weights_only=True)
-            assert kept["step"] == (0 if save_every == 1000 else 6)
-            assert all(value.isfinite().all() for value in kept["model"].values())
+            assert kept["state"]["step"] == (0 if save_every == 1000 else 6)
+            assert all(value.isfinite().all() for value in kept["state"]["weights"].values())
     call(monkeypatch, *flags)
     assert tree(tmp_path) == ["A.pt"]
 
@@ -655,18 +654,18 @@ REFUSALS = {
     "train.py --split A --data-dir cut": "cut/.*/data_batch_2.bin: 12,291 bytes is no whole number of .*",
     "train.py --split A --dataset toy --run foreign": "foreign/all.pt is not a checkpoint of this project: .*",
     "train.py --split A --dataset toy --members 7": "--members 7: must be even, and from 2 to 512 .*",
-    "train.py --split A --dataset toy --members 0": "argument --members: 0 is not a positive whole number .*",
+    "train.py --split A --dataset toy --members 0": "argument --members: 0 is not a whole number from 1 .*",
     "train.py --split reference --dataset toy --members 512": "--split reference: all 512 .* fewer --members, .*",
     "evaluate.py --attack pia --reference gone.pt --run foreign": "foreign/all.pt is not a checkpoint .*",
-    "train.py --split A --dataset toy --seed -1": "argument --seed: -1 is not between 0 and .*",
+    "train.py --split A --dataset toy --seed -1": "argument --seed: -1 is not a whole number from 0 .*",
     "train.py --split A --device warp": "argument --device: this machine's torch has no device 'warp' .*",
     "train.py --split A --dataset toy --run pictures/cat.png": "cannot write into pictures/cat.png: File exists",
     "train.py --distill cross": "runs/cifar10/A.pt does not exist",
-    "reproduce.py --seeds 0": "argument --seeds: 0 is not a positive whole number .*",
+    "reproduce.py --seeds 0": "argument --seeds: 0 is not a whole number from 1 .*",
     "reproduce.py --dataset cifar10 --data-dir nowhere": "--data-dir nowhere: no such directory; .*",
     "train.py --split A --dataset toy --member-split cut": "--member-split cut: not an .npz file .*",
     "train.py --split A --dataset toy --export x.pt": r"--export: this preset has GroupNorm\(8\), pytorch-ddpm's .*",
-    "train.py --split A --dataset toy --size 18": "--size 18: must be a multiple of 4, .*",
+    "train.py --split A --dataset toy --size 18": "--size 18: must be at most 1024, and a multiple of 4, .*",
     "train.py --split A --dataset stl10 --data-dir pictures": "--data-dir pictures: no stl10_binary/unlab.* in it; .*",
     "train.py --split A --dataset tiny-imagenet --data-dir pictures": "--data-dir pictures: no tiny-ima.* in it; .*",
     "train.py --split A --dataset folder": "--dataset folder: which[?] .*",

@@ -1,18 +1,17 @@
-"""FID, the Fréchet Inception distance between two sets of images: how far apart what Inception-v3 sees in them lies.
+"""FID, the Fréchet Inception distance between two sets of images: how much Inception-v3's features of them differ.
 
     python fid.py DIR_A DIR_B
 
-Every image becomes 2,048 numbers, a set of images their mean and covariance, and two sets the Fréchet distance of the
-two Gaussians that have these (Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local
-Nash Equilibrium"). A FID is comparable with others from the same weights, the same resizing and as many images, and
-with no others: the fewer images, the larger it is, also between two sets of the same kind.
-
-Images are resized to 299x299 as pytorch-fid does: bilinearly (pixel centres at half-integers, `align_corners=False`),
-without antialiasing, in float32 and not rounded. Two networks are known, told apart by what the weight file holds:
-torchvision's, and the literature's, the TensorFlow graph of 2015 that published FIDs come from.
+Inception-v3 turns each image into 2,048 features. The FID is the Fréchet distance between two Gaussians with the means
+and covariances of the two sets' features (Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to
+a Local Nash Equilibrium"). FIDs compare only with the same weights, resizing and number of images: fewer images give a
+larger FID. Images are resized to 299x299 as pytorch-fid does it: bilinearly (pixel centres at half-integers), without
+antialiasing, in float32, not rounded. A weight file holds one of two networks: torchvision's, or the literature's, the
+TensorFlow graph of 2015 that published FIDs are computed with.
 """
 
 import argparse
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +24,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 import data
-from lab import cli
-from lab.files import BadInput, digest_of, download, exclusive, read_tensors
+from lab import cli, datasets
+from lab.files import BadInput, exclusive, read_tensors
 
 WEIGHTS = {
     "torchvision": "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth",
@@ -41,159 +40,129 @@ def main() -> None:
     add_weights(parser)
     parser.add_argument("--batch", type=cli.natural, default=64, help="images at a time (default: %(default)s)")
     args = parser.parse_args()
-    sets = [data.image_files(folder) for folder in args.folders]
+    sets = [datasets.image_files(folder) for folder in args.folders]
     for folder, files in zip(args.folders, sets, strict=True):
         if len(files) < 2:
-            raise BadInput(f"{folder} holds {len(files)} images ({data.SUFFIXES}); a FID takes two at least")
+            raise BadInput(f"{folder} holds {len(files)} images ({datasets.SUFFIXES}); a FID takes two at least")
     inception = load(args.inception_weights, args.device)
     gaussians = []
     for folder, files in zip(args.folders, sets, strict=True):
-        gaussians.append(gaussian(inception, read_images(files, args.batch), len(files), str(folder)))
+        gaussians += gaussian(inception, read_images(files, args.batch), len(files), str(folder))
     of = " and ".join(f"{len(files):,}" for files in sets)
-    print(f"FID ({inception.weights}) of {of} images: {distance(*gaussians[0], *gaussians[1]):.4f}")
+    print(f"FID ({inception.weights}) of {of} images: {distance(*gaussians):.4f}")
 
 
 def add_weights(parser: argparse.ArgumentParser, default: str | None = "torchvision") -> None:
-    parser.add_argument(
-        "--inception-weights",
-        metavar="WEIGHTS",
-        default=default,
-        help="torchvision (the default) or literature, downloaded on first use, or a FILE with the weights of either",
-    )
+    text = "torchvision or literature (downloaded on first use), or a FILE of either (default: torchvision)"
+    parser.add_argument("--inception-weights", metavar="WEIGHTS", default=default, help=text)
 
 
 # --- the distance -----------------------------------------------------------------------------------
 
 
 def mean_and_covariance(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and unbiased covariance (D, D), float64, of feature vectors that come in batches (N, D).
+    """Mean (D,) and unbiased covariance (D, D), float64, of feature vectors in batches (N, D).
 
-    Memory does not grow with the number of vectors. Raises ValueError for fewer than two of them, or NaN in one.
+    Memory does not grow with the number of vectors. Raises ValueError for fewer than two vectors, and for NaN.
     """
     n, mean, scatter = 0, 0, 0
     for x in batches:
         x = x.double()
         delta, new = x.mean(0) - mean, len(x)
         centred = x - x.mean(0)
-        # the pairwise update of Chan et al. 1979: no difference of large sums, in which digits would cancel
+        # the pairwise update of Chan et al. 1979: a difference of large sums would lose digits
         scatter = scatter + centred.T @ centred + delta.outer(delta) * (n * new / (n + new))
         mean, n = mean + delta * (new / (n + new)), n + new
     if n < 2:
-        raise ValueError(f"a covariance takes two images at least, and here is {n}")
+        raise ValueError(f"a covariance takes two images at least, not {n}")
     if not scatter.isfinite().all():
-        raise ValueError("Inception's features are no finite numbers; its weights cannot be right")
+        raise ValueError("Inception's features are not finite; its weights cannot be right")
     return mean, scatter / (n - 1)
-
-
-def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
-    """|mu1 - mu2|^2 + Tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2))  (Heusel et al. 2017, eq. 6), in float64, never negative.
-
-    mu (D,), cov (D, D) symmetric and positive semi-definite. The root of the product, which is not symmetric, is never
-    taken: it is inaccurate or complex where there are fewer images than features. `distance` says what is instead.
-    """
-    mu1, cov1, mu2, cov2 = (torch.as_tensor(x, dtype=torch.float64) for x in (mu1, cov1, mu2, cov2))
-    return distance(mu1, symmetric_root(cov1), mu2, symmetric_root(cov2))
 
 
 Gaussian = tuple[Tensor, Tensor]  # mean (D,), and the root (D, r) of a covariance of rank r
 
 
 def symmetric_root(cov: Tensor) -> Tensor:
-    """R (D, r) with R R^T = cov: eigenvectors times the roots of those r eigenvalues that are not zero."""
+    """R (D, r) with R R^T = cov (D, D): the eigenvectors times the roots of the r eigenvalues that are not zero."""
     values, vectors = torch.linalg.eigh(cov)
-    # a zero that rounding has made 1e-16 would be 1e-8 as a root
+    # rounding turns a zero into 1e-16, whose root would be 1e-8
     there = values > values.max() * len(cov) * torch.finfo(cov.dtype).eps
     return vectors[:, there] * values[there].sqrt()
 
 
 def distance(mu1: Tensor, root1: Tensor, mu2: Tensor, root2: Tensor) -> float:
-    """The Fréchet distance of two Gaussians with covariances R1 R1^T and R2 R2^T, where R1 is (D, r1), R2 (D, r2).
+    """|mu1 - mu2|^2 + Tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2))  (Heusel et al. 2017, eq. 6), in float64, never negative.
 
-    R1^T R2 has the singular values whose sum is the trace of the root: (R1 R1^T R2 R2^T)^(1/2) has the same non-zero
-    eigenvalues as (R1^T R2 R2^T R1)^(1/2). And Tr(R R^T) is the sum of R's squares.
+    The means are (D,), the covariances R1 R1^T and R2 R2^T with R1 (D, r1) and R2 (D, r2). The root of the product is
+    never computed: with fewer images than features it is inaccurate or complex.
+
+    (R1 R1^T R2 R2^T)^(1/2) has the same non-zero eigenvalues as (R1^T R2 R2^T R1)^(1/2), and these are the singular
+    values of R1^T R2. So the trace of the root is their sum. Tr(R R^T) is the sum of R's squares.
     """
     trace_of_root = torch.linalg.svdvals(root1.T @ root2).sum()
     result = (mu1 - mu2).square().sum() + root1.square().sum() + root2.square().sum() - 2 * trace_of_root
-    return max(result.item(), 0.0)  # of a set with itself rounding leaves 1e-12, of either sign
+    return max(result.item(), 0.0)  # for a set with itself, rounding leaves 1e-12 of either sign
 
 
 # --- Inception-v3 -----------------------------------------------------------------------------------
 
 
 class Conv(nn.Module):
-    """Convolution, batch norm, ReLU: torchvision's BasicConv2d. Padded to keep the size, unless it has a stride."""
+    """Convolution, batch norm, ReLU: torchvision's BasicConv2d. `padding` is "same" or "valid"; a stride is "valid"."""
 
-    def __init__(self, channels: int, out: int, kernel: int | tuple[int, int], stride: int = 1, pad: bool = True):
+    def __init__(self, channels: int, out: int, kernel: int | tuple[int, int], stride: int = 1, padding: str = "same"):
         super().__init__()
-        kernel = kernel if isinstance(kernel, tuple) else (kernel, kernel)
-        padding = tuple(k // 2 if pad and stride == 1 else 0 for k in kernel)
-        self.conv = nn.Conv2d(channels, out, kernel, stride, padding, bias=False)
+        self.conv = nn.Conv2d(channels, out, kernel, stride, padding if stride == 1 else "valid", bias=False)
         self.bn = nn.BatchNorm2d(out, eps=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
-# What goes on side by side in a block, by the names that torchvision gives it, and one after another in each: a
-# convolution's channels, its kernel, and a stride of 2. Two in a list share their input. "branch_pool" begins with a
-# pooling.
+# The branches of a block, each a sequence of convolutions (channels, kernel, and a stride of 2 where there is one). The
+# names are torchvision's without "branch". A pooling comes first in "_pool"; the two in FORK have the same input.
 Branches = dict[str, list]
+FORK = [(384, (1, 3)), (384, (3, 1))]
 
 
 def block_a(pool: int) -> Branches:
-    return {
-        "branch1x1": [(64, 1)],
-        "branch5x5": [(48, 1), (64, 5)],
-        "branch3x3dbl": [(64, 1), (96, 3), (96, 3)],
-        "branch_pool": [(pool, 1)],
-    }
+    return {"1x1": [(64, 1)], "5x5": [(48, 1), (64, 5)], "3x3dbl": [(64, 1), (96, 3), (96, 3)], "_pool": [(pool, 1)]}
 
 
 def block_c(c: int) -> Branches:
-    return {
-        "branch1x1": [(192, 1)],
-        "branch7x7": [(c, 1), (c, (1, 7)), (192, (7, 1))],
-        "branch7x7dbl": [(c, 1), (c, (7, 1)), (c, (1, 7)), (c, (7, 1)), (192, (1, 7))],
-        "branch_pool": [(192, 1)],
-    }
+    double = [(c, 1), (c, (7, 1)), (c, (1, 7)), (c, (7, 1)), (192, (1, 7))]
+    return {"1x1": [(192, 1)], "7x7": [(c, 1), (c, (1, 7)), (192, (7, 1))], "7x7dbl": double, "_pool": [(192, 1)]}
 
 
-BLOCK_B: Branches = {"branch3x3": [(384, 3, 2)], "branch3x3dbl": [(64, 1), (96, 3), (96, 3, 2)], "branch_pool": []}
-BLOCK_D: Branches = {
-    "branch3x3": [(192, 1), (320, 3, 2)],
-    "branch7x7x3": [(192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3, 2)],
-    "branch_pool": [],
-}
-BLOCK_E: Branches = {
-    "branch1x1": [(320, 1)],
-    "branch3x3": [(384, 1), [(384, (1, 3)), (384, (3, 1))]],
-    "branch3x3dbl": [(448, 1), (384, 3), [(384, (1, 3)), (384, (3, 1))]],
-    "branch_pool": [(192, 1)],
-}
+BLOCK_B = {"3x3": [(384, 3, 2)], "3x3dbl": [(64, 1), (96, 3), (96, 3, 2)], "_pool": []}
+BLOCK_D = {"3x3": [(192, 1), (320, 3, 2)], "7x7x3": [(192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3, 2)], "_pool": []}
+BLOCK_E = {"1x1": [(320, 1)], "3x3": [(384, 1), FORK], "3x3dbl": [(448, 1), (384, 3), FORK], "_pool": [(192, 1)]}
 
 
 class Block(nn.Module):
-    """Branches that see the same input, and whose outputs are stacked, in this order."""
+    """Branches with the same input; their outputs are concatenated in this order."""
 
     def __init__(self, channels: int, branches: Branches, pool: nn.Module):
         super().__init__()
-        self.branches = []  # of each the modules one after another, each a list of one or of two side by side
-        for branch, path in branches.items():
-            width, modules = channels, [[pool]] if branch == "branch_pool" else []
-            for i, step in enumerate(path, 1):
-                beside = step if isinstance(step, list) else [step]
-                modules.append([Conv(width, *conv) for conv in beside])
-                width = sum(out for out, *_ in beside)
-                for conv, letter in zip(modules[-1], "ab" if len(beside) > 1 else [""], strict=True):
-                    self.add_module(f"{branch}_{i}{letter}" if len(path) > 1 else branch, conv)
-            self.branches.append(modules)
+        self.branches = []  # each a sequence of steps; the modules of a step have the same input
+        for branch, convs in branches.items():
+            width, steps = channels, [[pool]] if branch == "_pool" else []
+            for i, conv in enumerate(convs, 1):
+                name = f"branch{branch}_{i}" if len(convs) > 1 else f"branch{branch}"
+                step = {name + "a": conv[0], name + "b": conv[1]} if conv is FORK else {name: conv}
+                steps.append([Conv(width, *step[name]) for name in step])
+                for name, module in zip(step, steps[-1], strict=True):
+                    self.add_module(name, module)
+                width = sum(out for out, *_ in step.values())
+            self.branches.append(steps)
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = []
-        for modules in self.branches:
+        for steps in self.branches:
             y = x
-            for beside in modules:
-                y = beside[0](y) if len(beside) == 1 else torch.cat([module(y) for module in beside], 1)
+            for step in steps:
+                y = torch.cat([module(y) for module in step], 1)
             outputs.append(y)
         return torch.cat(outputs, 1)
 
@@ -201,19 +170,19 @@ class Block(nn.Module):
 class InceptionV3(nn.Module):
     """Szegedy et al. 2016, "Rethinking the Inception Architecture", with torchvision's `state_dict` and outputs.
 
-    With `literature` it is the network of published FIDs instead: 1,008 classes, average pooling that leaves the
-    padding out, and max pooling in the last block.
+    With `literature` it is the network of published FIDs: 1,008 classes, average pooling that does not count the
+    padding, and max pooling in the last block.
     """
 
     def __init__(self, literature: bool = False):
         super().__init__()
         average = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=not literature)
         self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2)
-        self.Conv2d_2a_3x3 = Conv(32, 32, 3, pad=False)
+        self.Conv2d_2a_3x3 = Conv(32, 32, 3, padding="valid")
         self.Conv2d_2b_3x3 = Conv(32, 64, 3)
         self.maxpool1 = nn.MaxPool2d(3, stride=2)
         self.Conv2d_3b_1x1 = Conv(64, 80, 1)
-        self.Conv2d_4a_3x3 = Conv(80, 192, 3, pad=False)
+        self.Conv2d_4a_3x3 = Conv(80, 192, 3, padding="valid")
         self.maxpool2 = nn.MaxPool2d(3, stride=2)
         self.Mixed_5b = Block(192, block_a(32), average)
         self.Mixed_5c = Block(256, block_a(64), average)
@@ -227,12 +196,12 @@ class InceptionV3(nn.Module):
         self.Mixed_7b = Block(1280, BLOCK_E, average)
         self.Mixed_7c = Block(2048, BLOCK_E, nn.MaxPool2d(3, stride=1, padding=1) if literature else average)
         self.fc = nn.Linear(2048, 1008 if literature else 1000)
-        if not literature:  # only trained with, but in the file
+        if not literature:  # used in its training only, but in the file
             auxiliary = {"conv0": Conv(768, 128, 1), "conv1": Conv(128, 768, 5), "fc": nn.Linear(768, 1000)}
             self.AuxLogits = nn.ModuleDict(auxiliary)
 
     def features(self, x: Tensor) -> Tensor:
-        """Images (N, 3, 299, 299) in [-1, 1] -> (N, 2048), the last block's mean over all places."""
+        """Images (N, 3, 299, 299) in [-1, 1] -> (N, 2048): the last block's mean over all pixels."""
         for name, module in self.named_children():
             if name == "fc":
                 break
@@ -248,41 +217,38 @@ class InceptionV3(nn.Module):
 
 
 def weights_path(weights: str) -> Path:
-    """The file that --inception-weights means; torchvision's and the literature's lie in torch's hub directory."""
+    """The file that --inception-weights names: "torchvision" and "literature" are files in torch's hub directory."""
     if weights not in WEIGHTS:
         return Path(weights)
     return Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS[weights].rpartition("/")[2]
 
 
-def hash_in(path: Path) -> str:
-    """The first digits of a file's SHA-256, as torch's hub has them in the name: "" where there are none."""
-    found = re.search(r"-([0-9a-f]{8,64})\.pth$", path.name)
-    return found[1] if found else ""
-
-
 def load(weights: str, device: torch.device | str = "cpu") -> InceptionV3:
-    """The network of --inception-weights, ready to be asked; its `.weights` says in a word which it is.
+    """The network of --inception-weights, for inference only. `.sha256` is that of its file, `.weights` names it.
 
-    Raises BadInput where the file is not there, or holds anything but the weights of one of the two networks.
+    Raises BadInput if the file is missing, or is not that of one of the two networks.
     """
     path = weights_path(weights)
-    if weights in WEIGHTS and not path.exists():
+    found = re.search(r"-([0-9a-f]{8,64})\.pth$", path.name)  # torch hub puts the first digits of SHA-256 there
+    digest, fresh = found[1] if found else "", weights in WEIGHTS and not path.exists()
+    if fresh:
         with exclusive(path, wait=True):
-            if not path.exists():  # another process may have fetched it meanwhile
-                download(WEIGHTS[weights], path, hash_in(path), "sha256")
+            datasets.download(WEIGHTS[weights], path, None)
     try:
-        sha256 = digest_of(path, "sha256")
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise BadInput(f"--inception-weights {path}: {error.strerror}") from error
-    if not sha256.startswith(hash_in(path)):
-        raise BadInput(f"{path} is damaged: its SHA-256 is not {hash_in(path)}...; delete it and fetch it again")
+    if not sha256.startswith(digest):
+        if fresh:
+            path.unlink()
+        raise BadInput(f"{path} is damaged: its SHA-256 is not {digest}...; delete it and fetch it again")
     kind = "a file of Inception-v3's weights, torchvision's or the literature's"
     state = read_tensors(path, kind)
     try:
         literature = len(state["fc.bias"]) == 1008
         inception = InceptionV3(literature)
         inception.load_state_dict(state)
-    except Exception as error:  # what somebody has made up can be wrong in any way
+    except Exception as error:  # another file can be wrong in any way
         raise BadInput(f"{path} is not {kind}: it holds other tensors") from error
     for module in inception.modules():
         if isinstance(module, Conv):
@@ -293,19 +259,19 @@ def load(weights: str, device: torch.device | str = "cpu") -> InceptionV3:
 
 
 def gaussian(inception: InceptionV3, batches: Iterable[Tensor], n: int, what: str) -> Gaussian:
-    """What `distance` takes of n uint8 images that come in batches (N, 3, H, W); `what` names them.
+    """Mean and root of the features' covariance, of n uint8 images in batches (N, 3, H, W); `what` names them.
 
-    Raises BadInput for fewer than two images, and where the network's answer is no number.
+    Raises BadInput for fewer than two images, and for features that are not finite.
     """
     with tqdm(total=n, desc=f"Inception on {what}", unit="img", leave=False) as bar:
 
-        def seen() -> Iterator[Tensor]:
+        def all_features() -> Iterator[Tensor]:
             for images in batches:
                 yield features(inception, images)
                 bar.update(len(images))
 
         try:
-            mean, cov = mean_and_covariance(seen())
+            mean, cov = mean_and_covariance(all_features())
         except ValueError as error:
             raise BadInput(f"no FID of {what}: {error}") from error
     return mean, symmetric_root(cov)
@@ -322,32 +288,27 @@ def features(inception: InceptionV3, images: Tensor) -> Tensor:
 
 
 def read_images(files: list[Path], batch: int) -> Iterator[Tensor]:
-    """uint8 batches (N, 3, H, W) of image files, decoded while the batch before is looked at.
+    """The images of files of one size, in uint8 batches (N, 3, H, W).
 
-    Raises BadInput for a file that is no image, or has another size than the first.
+    Raises BadInput for a file that is not an image, or has another size than the first.
     """
 
     def read(path: Path) -> Tensor:
         try:
-            return data.read_image(data.image_bytes(path))
+            return datasets.read_image(path)
         except Exception as error:  # Pillow's decoders raise almost anything
             raise BadInput(f"{path} is no image that Pillow can read ({error})") from error
 
-    size, ahead = None, []
-    pixels = read(files[0]).numel() // 3
-    batch = max(1, min(batch, 2**26 // pixels))  # of large images fewer at a time, or they would fill the memory
+    _, height, width = read(files[0]).shape
+    batch = max(1, min(batch, 2**26 // (height * width)))  # large images must not fill the memory
     with ThreadPoolExecutor() as pool:
-        for first in range(0, len(files) + batch, batch):
-            now, ahead = list(ahead), pool.map(read, files[first : first + batch])
-            for image, path in zip(now, files[first - batch :]):
-                size = size or image.shape
-                if image.shape != size:
-                    (_, h, w), (_, height, width) = image.shape, size
-                    raise BadInput(
-                        f"{path} has {w}x{h} pixels, {files[0].name} {width}x{height}: a FID is of images of one size"
-                    )
-            if now:
-                yield torch.stack(now)
+        for i in range(0, len(files), batch):
+            images = list(pool.map(read, files[i : i + batch]))
+            for path, (_, h, w) in zip(files[i:], [image.shape for image in images]):
+                if (h, w) != (height, width):
+                    sizes = f"{path} has {w}x{h} pixels, {files[0].name} {width}x{height}"
+                    raise BadInput(f"{sizes}: a FID is of images of one size")
+            yield torch.stack(images)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,7 @@ from lab.files import BadInput
 
 # Members and epochs by dataset and preset: the undefended model memorises its members, and training ends soon after.
 # All other values are train.py's.
-SIZES = {
-    ("toy", "tiny"): (128, 200),
-    ("cifar10", "tiny"): (112, 250),
-}
-DEFAULTS = [
-    f"(default: toy {toy}, cifar10 {real}, else the preset's)" for toy, real in zip(*SIZES.values(), strict=True)
-]
+SIZES = {("toy", "tiny"): (128, 200), ("cifar10", "tiny"): (112, 250)}
 
 
 @dataclass
@@ -50,11 +44,12 @@ class Job:
 
 
 def main() -> None:
-    parser = cli.parser(__doc__, dataset="toy", members=DEFAULTS[0])
+    members, epochs = (f"(default: toy {toy}, cifar10 {real}, else the preset's)" for toy, real in zip(*SIZES.values()))
+    parser = cli.parser(__doc__, dataset="toy", members=members)
     size = parser.add_argument_group("size of the study (train.py's flags)")
     size.add_argument("--preset", help="tiny, small, cifar10 (default: tiny; for real images on a GPU, cifar10)")
     size.add_argument("--size", type=cli.natural, help="side of the images in pixels (default: the preset's)")
-    size.add_argument("--epochs", type=cli.natural, help=f"epochs of every training {DEFAULTS[1]}")
+    size.add_argument("--epochs", type=cli.natural, help=f"epochs of every training {epochs}")
     size.add_argument("--seeds", type=cli.natural, default=1, help="trainings of all models (default: %(default)s)")
     size.add_argument("--snapshots", type=cli.natural, default=8, help="points of epochs.png (default: %(default)s)")
     judged = parser.add_argument_group("attacks and quality (evaluate.py's flags)")

@@ -577,8 +577,8 @@ class TestExercise11:
 class TestExercise12:
     def distance(self, cov1, cov2, apart=0.0):
         """The distance of two Gaussians with these covariances, whose means differ by `apart` in each dimension."""
-        mean1 = torch.ones(len(cov1), dtype=torch.float64)
-        return fid.frechet_distance(mean1, torch.tensor(cov1), mean1 + apart, torch.tensor(cov2))
+        mean, roots = torch.ones(len(cov1)).double(), [fid.symmetric_root(torch.tensor(cov)) for cov in (cov1, cov2)]
+        return fid.distance(mean, roots[0], mean + apart, roots[1])
 
     def test_in_one_dimension(self):
         check(

@@ -2,10 +2,12 @@
 
 import sys
 import threading
+import types
 import zlib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import pooch
 import pytest
 import torch
 
@@ -14,7 +16,6 @@ SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from lab import files  # noqa: E402
 
 torch.set_num_threads(1)  # the networks here are small: more threads would wait for each other
 
@@ -104,45 +105,39 @@ class Payload:
 
 
 class Server:
-    """Serve `.content` on 127.0.0.1, `.cut` short if wanted; note what is `.asked` for, and `.ranges` of it, which are
-    obeyed if it `.resumes`. First of all it gives these `.answers`, one a request: of each other `status`, `body`,
-    `cut`, and a length that it `claims`, None for no word of it."""
+    """Serves `.content` on 127.0.0.1 and notes the paths that are `.asked` for.
+
+    It gives these `.answers` first, one a request. An answer may change the `status`, the `body`, the number of its
+    bytes that are sent before the connection is `cut`, and the Content-Length that it `claims` (None: no such header).
+    """
 
     def __init__(self):
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
-                answer = outer.answers.pop(0) if outer.answers else {}
-                asked = self.headers.get("Range")
-                outer.ranges.append(asked)
                 outer.asked.append(self.path)
-                asked = asked if outer.resumes and "status" not in answer else None
-                start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-                content = answer.get("body", outer.content)
-                if start >= len(content):
-                    self.send_error(416)
-                    return
-                body = content[start:]
-                self.send_response(answer.get("status", 206 if asked else 200))
+                answer = outer.answers.pop(0) if outer.answers else {}
+                body = answer.get("body", outer.content)
+                self.send_response(answer.get("status", 200))
                 length = answer.get("claims", len(body))
                 if length is not None:
                     self.send_header("Content-Length", str(length))
                 self.end_headers()
-                self.wfile.write(body[: answer.get("cut", outer.cut)])
+                self.wfile.write(body[: answer.get("cut")])
 
             def log_message(self, *args):
                 pass
 
-        self.content, self.cut, self.resumes, self.ranges, self.asked, self.answers = b"", None, True, [], [], []
+        self.content, self.asked, self.answers = b"", [], []
         self.http = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/cifar-10-binary.tar.gz"
+        self.url = f"http://127.0.0.1:{self.http.server_port}/file"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(files, "PAUSE", 0.0)  # for whom would it recover?
+    monkeypatch.setattr(pooch.core, "time", types.SimpleNamespace(sleep=lambda seconds: None))  # between attempts
     server = Server()
     yield server
     server.http.shutdown()

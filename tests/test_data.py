@@ -1,14 +1,18 @@
+"""Images, archives, downloads and splits, in miniatures of the published formats; and files made to do harm."""
+
 import dataclasses
 import hashlib
 import io
 import os
 import pickle
+import resource
 import subprocess
 import tarfile
 import time
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,7 @@ from PIL import Image
 
 import data
 import fid
-from lab import cli
+from lab import datasets, hardware
 from lab.files import BadInput
 
 # --- the index split ---
@@ -51,17 +55,27 @@ def test_split_is_disjoint_and_exhaustive(n, members):
     assert torch.equal(split.members, torch.cat([split.a, split.b]))
 
 
-def test_pools_of_different_sizes_stay_apart(tmp_path):
-    """Of an odd number of images, and of a published split whose pools differ, the smaller pool says how many."""
+def test_pools_of_different_sizes_stay_apart():
+    """The smaller pool says how many: with an odd number of images, and with given pools."""
     assert len(data.index_split(7).members) == len(data.index_split(7).nonmembers) == 2
-    for members, nonmembers in (([1, 3, 5, 7], [0, 2, 4, 6, 8, 10]), ([1, 3, 5, 7, 9, 11], [0, 2, 4, 6])):
-        np.savez(tmp_path / "split.npz", mia_train_idxs=members, mia_eval_idxs=nonmembers)
-        split = data.index_split(12, published=tmp_path / "split.npz")
+    for pools in (([1, 3, 5, 7], [0, 2, 4, 6, 8, 10]), ([1, 3, 5, 7, 9, 11], [0, 2, 4, 6])):
+        pools = tuple(np.array(pool) for pool in pools)
+        split = data.index_split(12, pools=pools)
         assert len(split.members) == len(split.nonmembers) == 4
+        assert set(split.members.tolist()) <= set(pools[0]) and set(split.nonmembers.tolist()) <= set(pools[1])
         with pytest.raises(BadInput, match="--members 6: must be even, and from 2 to 4"):
-            data.index_split(12, 6, published=tmp_path / "split.npz")
+            data.index_split(12, 6, pools=pools)
     with pytest.raises(BadInput, match="from 2 to 2"):
         data.index_split(7, 4)
+
+
+def test_a_split_of_pools_is_pinned():
+    """Runs with --member-split outlive versions of numpy, too. The pools may have any integer type."""
+    odd, even = np.arange(1, 12, 2, dtype=np.int32), np.arange(0, 12, 2, dtype=np.uint8)
+    split = data.index_split(12, members=4, seed=0, pools=(odd, even))
+    found = [part.tolist() for part in (split.a, split.b, split.nonmembers, split.reference)]
+    assert found == [[11, 5], [3, 7], [2, 6, 8, 0], [4, 10]]
+    assert split.a.dtype == split.nonmembers.dtype == torch.int64
 
 
 def test_a_split_without_a_reference_has_none():
@@ -80,26 +94,12 @@ def test_split_refuses_members_that_it_cannot_halve_or_does_not_have(members):
         data.index_split(100, members)
 
 
-def test_published_split(tmp_path):
-    path = tmp_path / "split.npz"
-    np.savez(path, mia_train_idxs=[1, 3, 5, 7, 9, 11], mia_eval_idxs=[0, 2, 4, 6, 8, 10])
-    split = data.index_split(12, published=path)
-    assert sorted(split.members.tolist()) == [1, 3, 5, 7, 9, 11]
-    assert sorted(split.nonmembers.tolist()) == [0, 2, 4, 6, 8, 10]
-    fewer = data.index_split(12, members=4, published=path)
-    assert len(fewer.a) == len(fewer.b) == 2 and len(fewer.nonmembers) == 4
-    assert sorted([*fewer.nonmembers.tolist(), *fewer.reference.tolist()]) == [0, 2, 4, 6, 8, 10]
-    assert set(fewer.members.tolist()) < set(split.members.tolist())
-
-
 def test_the_split_of_the_literature(published_split):
-    split = data.index_split(50_000, published=published_split)
-    file = np.load(published_split)
-    assert len(split.a) == len(split.b) == 12_500 and len(split.nonmembers) == 25_000
-    assert set(split.members.tolist()) == set(file["mia_train_idxs"].tolist())
-    assert set(split.nonmembers.tolist()) == set(file["mia_eval_idxs"].tolist())
-    with pytest.raises(BadInput, match="indices up to 49,999, but the dataset has 5,085"):
-        data.index_split(5085, published=published_split)
+    pools, file = datasets.published_split(published_split, 50_000), np.load(published_split)
+    for pool, key in zip(pools, ("mia_train_idxs", "mia_eval_idxs"), strict=True):
+        assert np.array_equal(pool, file[key].ravel()) and len(pool) == 25_000
+    with pytest.raises(BadInput, match="not .* indices of 5,085 images .*indices up to 49,999"):
+        datasets.published_split(published_split, 5085)
 
 
 @pytest.mark.parametrize(
@@ -113,25 +113,28 @@ def test_the_split_of_the_literature(published_split):
         {"mia_train_idxs": np.array([{}, {}]), "mia_eval_idxs": [0, 3]},
     ],
 )
-def test_published_split_that_is_none(tmp_path, arrays):
+def test_a_published_split_of_other_arrays_is_refused(tmp_path, arrays):
+    np.savez(tmp_path / "split.npz", mia_train_idxs=[[1], [11]], mia_eval_idxs=[0, 3])
+    members, nonmembers = datasets.published_split(tmp_path / "split.npz", 12)
+    assert members.tolist() == [1, 11] and nonmembers.tolist() == [0, 3]
     np.savez(tmp_path / "split.npz", **arrays)
-    with pytest.raises(BadInput, match="--member-split .*split.npz"):
-        data.index_split(12, published=tmp_path / "split.npz")
+    with pytest.raises(BadInput, match="--member-split .*split.npz: not an .npz file"):
+        datasets.published_split(tmp_path / "split.npz", 12)
 
 
 def test_a_split_runs_no_code(tmp_path):
     evil = np.array([Payload(tmp_path / "it-ran"), 1], dtype=object)
     np.savez(tmp_path / "split.npz", mia_train_idxs=evil, mia_eval_idxs=[0, 3])
     with pytest.raises(BadInput, match="not an .npz file"):
-        data.index_split(12, published=tmp_path / "split.npz")
+        datasets.published_split(tmp_path / "split.npz", 12)
     assert not (tmp_path / "it-ran").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut"])
-def test_published_split_that_is_no_npz(tmp_path, content):
+def test_a_split_of_damaged_bytes_is_refused(tmp_path, content):
     (tmp_path / "split.npz").write_bytes(content)
     with pytest.raises(BadInput, match="not an .npz file"):
-        data.index_split(12, published=tmp_path / "split.npz")
+        datasets.published_split(tmp_path / "split.npz", 12)
 
 
 # --- pixels ---
@@ -290,17 +293,12 @@ def test_damaged_file_is_named(tmp_path, how):
                 load(FOLDERS[folder], tmp_path / how / folder, 32)
 
 
-def test_labels_and_types_that_a_batch_cannot_have(tmp_path):
+def test_labels_that_a_batch_cannot_have(tmp_path):
     for labels, highest in ((b"\x0a", "9"), (b"\x14\x00", "99"), (b"\x00\x64", "99")):
         for name in ("train.bin", *(f"data_batch_{i}.bin" for i in range(1, 6))):
             (tmp_path / name).write_bytes(labels + bytes(3072))
         with pytest.raises(BadInput, match=f"labels above {highest}, so it is no CIFAR batch"):
             load("cifar10" if len(labels) == 1 else "cifar100", tmp_path, 32)
-    signed = pickled_by_python_2(random_pixels(2, 32)).replace(b"u1", b"i1")
-    (tmp_path / "python").mkdir()
-    (tmp_path / "python" / "train").write_bytes(signed)
-    with pytest.raises(BadInput, match="its data is int8"):
-        load("cifar100", tmp_path / "python", 32)
 
 
 @pytest.mark.parametrize(
@@ -406,12 +404,14 @@ def zipped(files):
     return archive.getvalue()
 
 
-def publish(monkeypatch, name, content, site=None, which=0):
-    """Let `content` be the official archive of a dataset's source from now on, wherever it is published."""
-    sources = list(data.SOURCES[name])
-    md5 = hashlib.md5(content).hexdigest()
-    sources[which] = dataclasses.replace(sources[which], md5=md5, site=site or sources[which].site)
-    monkeypatch.setitem(data.SOURCES, name, sources)
+def publish(monkeypatch, name, content, server=None, which=0):
+    """Let `content` be the official archive of a dataset's source from now on, on this server."""
+    sources = list(datasets.SOURCES[name])
+    sources[which] = dataclasses.replace(sources[which], md5=hashlib.md5(content).hexdigest())
+    if server:
+        server.content = content
+        sources[which] = dataclasses.replace(sources[which], site=server.url.removesuffix("file"))
+    monkeypatch.setitem(datasets.SOURCES, name, sources)
     return sources[which].archive
 
 
@@ -430,7 +430,7 @@ def test_tiny_imagenet(tmp_path, monkeypatch):
         assert images.shape == (4, 3, 64, 64)
         assert (images.int() - pixels.int()).abs().max() <= 3, "a JPEG is not exact"
         assert (load("tiny-imagenet", tmp_path / where, 2).int() - pixels[..., ::63, ::63].int()).abs().max() <= 3
-    assert [path.name for path in (tmp_path / "packed").iterdir()] == [archive], "it stays packed"
+    assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == ["tiny-imagenet-200", archive]
 
 
 # --- what is made to do harm ---
@@ -444,10 +444,10 @@ def test_a_decompression_bomb_is_an_error(tmp_path, size):
     assert Image.MAX_IMAGE_PIXELS < 9e7, "Pillow's own limit"
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(png(*size, zlib.compress(bytes(1000))))
-    before = cli.peak_memory(CPU)
+    before = hardware.peak_memory(CPU)
     with pytest.raises(BadInput, match=r"1 of 2 images can't be read; take them away: b.png \(.*pixels"):
         load("folder", tmp_path, 8)
-    assert cli.peak_memory(CPU) - before < 2e8
+    assert hardware.peak_memory(CPU) - before < 2e8
     with pytest.raises(BadInput, match="b.png is no image that Pillow can read .*pixels"):
         list(fid.read_images([tmp_path / "a.png", tmp_path / "b.png"], 2))
 
@@ -467,7 +467,7 @@ def test_what_is_no_file_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "folder.png").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "large.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
-    monkeypatch.setattr(data, "LARGEST_FILE", 10)
+    monkeypatch.setattr(datasets, "LARGEST_FILE", 10)
     with pytest.raises(BadInput, match="4 of 4 images can't be read") as refusal:
         load("folder", tmp_path, 8)
     for why in (
@@ -479,47 +479,25 @@ def test_what_is_no_file_is_not_read(tmp_path, monkeypatch):
         assert why in str(refusal.value)
 
 
-def test_of_large_images_one_at_a_time_is_in_memory(tmp_path, monkeypatch):
-    for i in range(12):
-        Image.new("RGB", (64, 64), (i, i, i)).save(tmp_path / f"{i:02}.png")
-    monkeypatch.setattr(data, "LARGE", 1000)
-    inside, most, shrink = [], [], data.resize
-
-    def resize(image, size):
-        inside.append(1)
-        most.append(len(inside))
-        time.sleep(0.01)
-        inside.pop()
-        return shrink(image, size)
-
-    monkeypatch.setattr(data, "resize", resize)
-    images = load("folder", tmp_path, 8)
-    assert max(most) == 1 and images[:, 0, 0, 0].tolist() == list(range(12))
-    monkeypatch.setattr(data, "LARGE", 10_000)
-    load("folder", tmp_path, 8)
-    assert max(most) > 1, "of small ones as many as there are threads"
-
-
 def test_a_split_that_unpacks_to_more_than_it_should(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "LARGEST_FILE", 10_000)
     zeros = np.zeros(100_000, np.int64)
     np.savez_compressed(tmp_path / "split.npz", mia_train_idxs=[1, 3], mia_eval_idxs=[0, 2], more=zeros)
     assert (tmp_path / "split.npz").stat().st_size < 10_000
-    with monkeypatch.context() as patch:
-        patch.setattr(data, "LARGEST_FILE", 128 + zeros.nbytes)  # with numpy's header: what is as large is still read
-        assert len(data.index_split(12, published=tmp_path / "split.npz").members) == 2
+    monkeypatch.setattr(datasets, "LARGEST_FILE", 128 + zeros.nbytes)  # with numpy's header: exactly as large
+    assert len(datasets.published_split(tmp_path / "split.npz", 12)[0]) == 2
+    monkeypatch.setattr(datasets, "LARGEST_FILE", 10_000)
     with pytest.raises(BadInput, match="split.npz: not an .npz file .*an array of more than 10,000 bytes"):
-        data.index_split(12, published=tmp_path / "split.npz")
+        datasets.published_split(tmp_path / "split.npz", 12)
 
 
 def test_a_pickle_that_says_how_much_memory_it_wants(tmp_path):
-    """The unpickler in C would make a table of 4 GiB for the one number that this remembers."""
+    """Python's unpickler would allocate a table of 4 GiB for this."""
     official("cifar-10-batches-py", tmp_path / "cifar-10-batches-py")
     (tmp_path / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"\x80\x02K\x01r\xff\xff\xff\x0f.")
-    before = cli.peak_memory(CPU)
+    before = hardware.peak_memory(CPU)
     with pytest.raises(BadInput, match="data_batch_2 is no CIFAR batch for Python"):
         load("cifar10", tmp_path, 32)
-    assert cli.peak_memory(CPU) - before < 2e8
+    assert hardware.peak_memory(CPU) - before < 2e8
 
 
 @pytest.mark.parametrize("damage", [b"", b"no archive", None])
@@ -544,7 +522,7 @@ def test_an_archive_of_damaged_batches_leaves_nothing(tmp_path, monkeypatch):
     archive = publish(monkeypatch, "cifar10", content)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / archive).write_bytes(content)
-    with pytest.raises(BadInput, match=f"{archive}: data_batch_4.bin: .* is no whole number of 3,073-byte"):
+    with pytest.raises(BadInput, match="unpacked .*bin/data_batch_4.bin: .* is no whole number of 3,073-byte"):
         load("cifar10", tmp_path / "data", 32)
     assert [path.name for path in (tmp_path / "data").iterdir()] == [archive]
 
@@ -552,31 +530,90 @@ def test_an_archive_of_damaged_batches_leaves_nothing(tmp_path, monkeypatch):
 def test_a_zip_that_is_none(tmp_path, monkeypatch):
     archive = publish(monkeypatch, "tiny-imagenet", b"PK\x03\x04 no zip")
     (tmp_path / archive).write_bytes(b"PK\x03\x04 no zip")
-    with pytest.raises(BadInput, match=f"{archive} cannot be read .*: delete it, start again"):
+    with pytest.raises(BadInput, match=f"{archive} cannot be unpacked .*: delete it, start again"):
         load("tiny-imagenet", tmp_path, 8)
 
 
 def test_two_processes_download_once(server, tmp_path, monkeypatch):
     pixels = official("cifar-100-binary", tmp_path / "official" / "cifar-100-binary")
-    server.content = packed(tmp_path / "official" / "cifar-100-binary")
-    publish(monkeypatch, "cifar100", server.content, server.url.rpartition("/")[0] + "/")
-    fetch = data.download
-    monkeypatch.setattr(data, "download", lambda *args: time.sleep(0.5) or fetch(*args))
+    publish(monkeypatch, "cifar100", packed(tmp_path / "official" / "cifar-100-binary"), server)
+    download = datasets.download
+    monkeypatch.setattr(datasets, "download", lambda *args: time.sleep(0.5) or download(*args))
     (tmp_path / "data").mkdir()
-    with ThreadPoolExecutor(3) as several:  # a lock is of an open file, and keeps threads out as well
+    with ThreadPoolExecutor(3) as several:  # the lock keeps threads out as well
         found = list(several.map(lambda _: load("cifar100", tmp_path / "data", 32), range(3)))
     assert all(torch.equal(images, pixels) for images in found) and len(server.asked) == 1
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["cifar-100-binary"]
 
 
+# --- downloads ---
+
+
+@contextmanager
+def largest_file(size):
+    """A full disk: no file can become larger than `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+CONTENT = np.random.RandomState(0).bytes(300_000)
+MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
+
+
+@pytest.mark.parametrize("answer", [{"cut": 1000}, {"body": b"an error page"}, {"status": 503}, {"claims": 1000}])
+def test_a_download_that_goes_wrong_is_tried_again_and_leaves_nothing(server, tmp_path, answer):
+    server.content, path = CONTENT, tmp_path / "new" / "file"
+    server.answers = 4 * [answer]
+    with pytest.raises(BadInput, match="^cannot download .*: try again, or fetch it by other means") as refusal:
+        datasets.download(server.url, path, MD5)
+    assert "\n" not in str(refusal.value) and len(server.asked) == 4 and list(path.parent.iterdir()) == []
+    server.answers = 3 * [answer]
+    datasets.download(server.url, path, MD5)
+    assert path.read_bytes() == CONTENT and list(path.parent.iterdir()) == [path]
+
+
+def test_what_is_there_with_the_right_digest_is_not_downloaded(server, tmp_path):
+    server.content = CONTENT
+    for _ in range(2):
+        datasets.download(server.url, tmp_path / "file", MD5)
+    assert len(server.asked) == 1 and list(tmp_path.iterdir()) == [tmp_path / "file"]
+    (tmp_path / "file").write_bytes(CONTENT[:-1])
+    server.answers = [{"claims": None}]  # a server need not name the length
+    datasets.download(server.url, tmp_path / "file", MD5)
+    assert len(server.asked) == 2 and (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_download_that_cannot_be_written_ends_at_once(server, tmp_path):
+    server.content = CONTENT
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match="cannot download .*Not a directory"):
+        datasets.download(server.url, tmp_path / "file" / "below", MD5)
+    with largest_file(100_000), pytest.raises(BadInput, match="cannot download .*File too large"):
+        datasets.download(server.url, tmp_path / "large", MD5)
+    assert len(server.asked) == 1 and list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_download_without_a_network_leaves_nothing(server, tmp_path):
+    server.http.shutdown()
+    server.http.server_close()
+    for url in (server.url.replace("http", "nothing"), server.url, "http://no-such-host.invalid/file"):
+        with pytest.raises(BadInput, match="cannot download"):
+            datasets.download(url, tmp_path / "file", None)
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- archives ---
 
 
-def packed(folder):
-    """The bytes of a .tar.gz with a folder, beside members that would go elsewhere."""
+def packed(folder, *others):
+    """The bytes of a .tar.gz with a folder, and with `others` beside it."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        for name in ("../outside", f"{folder.name}/../../outside", "/tmp/dualmd-test-outside", f"{folder.name}/more"):
+        for name in others:
             member = tarfile.TarInfo(name)
             member.size = 4
             tar.addfile(member, io.BytesIO(b"evil"))
@@ -584,22 +621,39 @@ def packed(folder):
     return archive.getvalue()
 
 
+@pytest.mark.parametrize("evil", ["../outside", "cifar-100-binary/../../outside", "/tmp/dualmd-test-outside"])
+def test_an_archive_that_leads_elsewhere_writes_nothing_there(tmp_path, monkeypatch, evil):
+    official("cifar-100-binary", tmp_path / "official" / "cifar-100-binary")
+    content = packed(tmp_path / "official" / "cifar-100-binary", evil)
+    archive = publish(monkeypatch, "cifar100", content)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / archive).write_bytes(content)
+    if evil.startswith("/"):  # it is taken for a relative path
+        load("cifar100", tmp_path / "data", 32)
+    else:
+        with pytest.raises(BadInput, match=f"{archive} cannot be unpacked .*: delete it, start again"):
+            load("cifar100", tmp_path / "data", 32)
+        assert [path.name for path in (tmp_path / "data").iterdir()] == [archive]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "official"]
+    assert not Path("/tmp/dualmd-test-outside").exists()
+
+
 @pytest.mark.parametrize("folder, name", [(f, n) for f, n in FOLDERS.items() if "py" not in f])
 def test_archives_are_downloaded_once_and_write_nothing_else(server, tmp_path, monkeypatch, folder, name):
     pixels = official(folder, tmp_path / "official" / folder)
     size = pixels.shape[-1]
-    server.content = packed(tmp_path / "official" / folder)
-    archive = publish(monkeypatch, name, server.content, server.url.rpartition("/")[0] + "/")
+    archive = publish(monkeypatch, name, packed(tmp_path / "official" / folder), server)
     workdir = tmp_path / "elsewhere"
     workdir.mkdir()
     monkeypatch.chdir(workdir)
     assert torch.equal(data.load(name, None, size, 0), pixels)  # into the default data/
     assert torch.equal(data.load(name, None, size, 0), pixels)
     assert server.asked == [f"/{archive}"]
-    (file, *others) = data.SOURCES[name][0].files
+    (file, *others) = datasets.SOURCES[name][0].files
     expected = {"data", f"data/{folder}", *(f"data/{folder}/{name}" for name in (file, *others))}
-    assert {str(path.relative_to(workdir)) for path in workdir.rglob("*")} == expected
-    # an archive fetched by hand serves as well, and one of other bytes is refused
+    there = {str(path.relative_to(workdir)) for path in workdir.rglob("*")}
+    assert there - expected <= {f"data/{folder}/readme.html"} and expected <= there
+    # an archive fetched by hand serves as well, and one of other bytes is fetched again
     (tmp_path / "by-hand").mkdir()
     by_hand = tmp_path / "by-hand" / archive
     by_hand.write_bytes(server.content)
@@ -607,10 +661,13 @@ def test_archives_are_downloaded_once_and_write_nothing_else(server, tmp_path, m
     assert by_hand.exists()
     (tmp_path / "wrong").mkdir()
     (tmp_path / "wrong" / archive).write_bytes(b"no archive")
-    with pytest.raises(BadInput, match="not the official archive"):
+    server.answers = 4 * [{"status": 404}]
+    with pytest.raises(BadInput, match="cannot download"):
         load(name, tmp_path / "wrong", size)
+    assert (tmp_path / "wrong" / archive).read_bytes() == b"no archive"
+    assert torch.equal(load(name, tmp_path / "wrong", size), pixels)
+    assert (tmp_path / "wrong" / archive).read_bytes() == server.content
     assert sorted(path.name for path in tmp_path.iterdir()) == ["by-hand", "elsewhere", "official", "wrong"]
-    assert not Path("/tmp/dualmd-test-outside").exists()
 
 
 def test_the_archive_for_python_that_torchvision_leaves(tmp_path, monkeypatch):
@@ -630,49 +687,50 @@ def test_an_archive_with_a_link_for_a_file_is_refused(tmp_path, monkeypatch):
     content = packed(tmp_path / "stl10_binary")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / publish(monkeypatch, "stl10", content)).write_bytes(content)
-    with pytest.raises(BadInput, match="stl10_binary.tar.gz: there is no stl10_binary/unlabeled_X.bin in it"):
+    with pytest.raises(BadInput, match="stl10_binary.tar.gz cannot be unpacked .*: delete it, start again"):
         load("stl10", tmp_path / "data", 96)
     assert not list((tmp_path / "data").glob("*/*"))
 
 
-def test_a_zip_writes_nothing_at_all(server, tmp_path, monkeypatch):
+def test_a_zip_that_leads_elsewhere_writes_nothing_there(server, tmp_path, monkeypatch):
     files, pixels = tiny_imagenet()
     evil = {"../outside.JPEG": b"evil", "/tmp/dualmd-test-outside": b"evil"}
     evil["tiny-imagenet-200/train/../images/outside.JPEG"] = b"evil"
-    server.content = zipped(evil | files)
-    archive = publish(monkeypatch, "tiny-imagenet", server.content, server.url.rpartition("/")[0] + "/")
+    publish(monkeypatch, "tiny-imagenet", zipped(evil | files), server)
     (tmp_path / "data").mkdir()
     assert len(load("tiny-imagenet", tmp_path / "data", 64)) == len(pixels)
     assert len(load("tiny-imagenet", tmp_path / "data", 64)) == len(pixels)
-    assert len(server.ranges) == 1
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["data", f"data/{archive}"]
-    assert not Path("/tmp/dualmd-test-outside").exists()
+    assert len(server.asked) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["tiny-imagenet-200"]
+    assert not list(tmp_path.rglob("outside*")) and not Path("/tmp/dualmd-test-outside").exists()
 
 
 def test_datasets_share_a_directory(server, tmp_path, monkeypatch):
     """What is downloaded into a directory that has other datasets in it, and not into just any."""
     official("cifar-10-batches-py", tmp_path / "data" / "cifar-10-batches-py")
     pixels = official("cifar-100-binary", tmp_path / "official" / "cifar-100-binary")
-    server.content = packed(tmp_path / "official" / "cifar-100-binary")
-    archive = publish(monkeypatch, "cifar100", server.content, server.url.rpartition("/")[0] + "/")
-    server.answers = [{"cut": 1000}, {"status": 404}]
-    with pytest.raises(BadInput, match="Not Found"):
+    archive = publish(monkeypatch, "cifar100", packed(tmp_path / "official" / "cifar-100-binary"), server)
+    server.answers = 4 * [{"status": 404}]
+    with pytest.raises(BadInput, match="cannot download .*404"):
         load("cifar100", tmp_path / "data", 32)
-    assert (tmp_path / "data" / f"{archive}.part").exists()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["cifar-10-batches-py"]
     assert torch.equal(load("cifar100", tmp_path / "data", 32), pixels)
-    assert server.ranges == [None, "bytes=1000-", "bytes=1000-"]
+    assert server.asked == 5 * [f"/{archive}"]
 
 
 def test_the_official_archives():
-    published = {source.archive: (source.site, source.md5) for sources in data.SOURCES.values() for source in sources}
+    published = {
+        source.site + source.archive: source.md5 for sources in datasets.SOURCES.values() for source in sources
+    }
     toronto = "https://www.cs.toronto.edu/~kriz/"
     assert published == {
-        "cifar-10-binary.tar.gz": (toronto, "c32a1d4ab5d03f1284b67883e8d87530"),
-        "cifar-10-python.tar.gz": (toronto, "c58f30108f718f92721af3b95e74349a"),
-        "cifar-100-binary.tar.gz": (toronto, "03b5dce01913d631647c71ecec9e9cb8"),
-        "cifar-100-python.tar.gz": (toronto, "eb9058c3a382ffc7106e4002c42a8d85"),
-        "stl10_binary.tar.gz": ("http://ai.stanford.edu/~acoates/stl10/", "91f7769df0f17e558f3565bffb0c7dfb"),
-        "tiny-imagenet-200.zip": ("http://cs231n.stanford.edu/", "90528d7ca1a48142e341f4ef8d21d0de"),
+        toronto + "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
+        toronto + "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
+        toronto + "cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8",
+        toronto + "cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85",
+        "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz": "91f7769df0f17e558f3565bffb0c7dfb",
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip": "90528d7ca1a48142e341f4ef8d21d0de",
     }
 
 

@@ -1,9 +1,10 @@
-"""The nearest images, against every distance worked out one by one; and what counts as a copy."""
+"""The nearest images, against all distances computed directly; and the definition of a copy."""
 
 import numpy as np
 import pytest
 import torch
-from lab.memorization import is_copy, nearest
+
+from metrics import is_copy, nearest
 
 
 def images(n, seed):
@@ -14,7 +15,7 @@ def images(n, seed):
 @pytest.mark.parametrize("block", [1, 3, 7, 1024])
 def test_nearest_is_exact_in_blocks_of_any_size(block):
     generated, known = images(7, 0), images(20, 1)
-    known[4] = known[11] = generated[2]  # a copy of two, which are alike
+    known[4] = known[11] = generated[2]  # two equal images, and a copy of them
     known[19] = generated[5]
     known[0] = generated[6].clamp(min=1) - 1
     distances, indices = nearest(generated, known, block)

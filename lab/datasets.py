@@ -1,0 +1,280 @@
+"""Datasets and image files: downloaded, unpacked, and read without trust. Images are uint8, (N, 3, H, W)."""
+
+import io
+import os
+import pickletools
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from lab.files import BadInput, exclusive, in_a_line
+
+DEFAULT = Path("data")
+LARGEST_SIZE = 1024  # pixels a side
+LARGEST_FILE = 2**28  # bytes of an image file, or of an array in a published split
+Resize = Callable[[Tensor, int], Tensor]  # data.resize: (N, 3, H, W) and a size -> (N, 3, size, size)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset as it is published: an archive, and the files in it that hold the training images."""
+
+    archive: str
+    md5: str
+    folder: str  # in the archive, and where it is unpacked
+    files: Sequence[str]
+    read: Callable[[Path], Tensor] | None = None  # the images of one file; None if `files` are folders of image files
+    site: str = "https://www.cs.toronto.edu/~kriz/"
+
+
+def load(name: str, data_dir: str | None, size: int, resize: Resize) -> Tensor:
+    """All training images of one of DATASETS except `toy`, (N, 3, size, size), in their published order.
+
+    The dataset `folder` is `data_dir` and its subfolders: the square in the middle of each image. The other datasets
+    are read from `data_dir` (default: data/), also as torchvision leaves them there. If they are not there, they are
+    downloaded into it, unless it holds anything but datasets. A file may hold fewer images than the official one.
+    Raises BadInput for missing and damaged files.
+    """
+    if name == "folder":
+        if data_dir is None:
+            raise BadInput("--dataset folder: which? name it with --data-dir")
+        return _squares(Path(data_dir), "**/*", size, resize)
+    root = Path(data_dir or DEFAULT)
+    source, folder = _find(name, root) or _fetch(name, root)
+    if source.read is None:
+        return _squares(folder, "train/*/images/*.JPEG", size, resize)  # the order of torchvision's ImageFolder
+    try:
+        return torch.cat([resize(source.read(folder / file), size) for file in source.files])
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be read ({error})") from error
+
+
+def published_split(path: Path, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of members and of non-members among n images, as SecMI and PIA publish them.
+
+    They are the arrays `mia_train_idxs` and `mia_eval_idxs` of an .npz file. Raises BadInput unless they are distinct
+    indices from 0 to n - 1.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if any(array.file_size > LARGEST_FILE for array in file.zip.infolist()):  # unpacked
+                raise ValueError(f"an array of more than {LARGEST_FILE:,} bytes")
+            members, nonmembers = (file[key].ravel() for key in ("mia_train_idxs", "mia_eval_idxs"))
+        both = np.concatenate([members, nonmembers])
+        if both.dtype.kind not in "iu" or len(np.unique(both)) != len(both):
+            raise ValueError("members and non-members must be distinct whole numbers")
+        if both.size and (both.min() < 0 or both.max() >= n):
+            raise ValueError(f"it has indices up to {both.max():,}; the published splits need the whole of CIFAR-10")
+    except Exception as error:  # numpy raises almost anything on damaged bytes
+        kind = f"an .npz file with mia_train_idxs and mia_eval_idxs, indices of {n:,} images"
+        raise BadInput(f"--member-split {path}: not {kind} ({in_a_line(error)})") from error
+    return members, nonmembers
+
+
+# --- archives ---
+
+
+def _find(name: str, root: Path) -> tuple[Source, Path] | None:
+    """The source of a dataset that is unpacked in or below `root`, and the folder of its files."""
+    for source in SOURCES[name]:
+        for folder in (root, root / source.folder):
+            if (folder / source.files[0]).exists():
+                return source, folder
+    return None
+
+
+def _fetch(name: str, root: Path) -> tuple[Source, Path]:
+    """Unpack an archive of a dataset, downloaded unless it is there, and return what `_find` would."""
+    there = [source for source in SOURCES[name] if (root / source.archive).is_file()]
+    source = (there or SOURCES[name])[0]
+    if root != DEFAULT and not there:
+        if not root.is_dir():
+            raise BadInput(f"--data-dir {root}: no such directory; make it, and {name} is downloaded into it")
+        known = {word for sources in SOURCES.values() for one in sources for word in (one.folder, one.archive)}
+        if not known.issuperset(path.name for path in root.iterdir() if not path.name.startswith(".")):
+            missing = f"no {source.folder}/{source.files[0]} in it; name the directory that holds {source.folder}"
+            raise BadInput(f"--data-dir {root}: {missing}, or an empty one to download {name} into")
+    with exclusive(root / name, wait=True):
+        if found := _find(name, root):  # another process has been faster
+            return found
+        archive, zipped = root / source.archive, source.archive.endswith(".zip")
+        download(source.site + source.archive, archive, f"md5:{source.md5}")
+        with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking") as temporary:
+            try:
+                shutil.unpack_archive(archive, temporary, **({} if zipped else {"filter": "data"}))
+                for file in source.files if source.read else []:
+                    source.read(Path(temporary) / source.folder / file)
+                os.replace(Path(temporary) / source.folder, root / source.folder)
+            except Exception as error:  # BadInput, or whatever damaged bytes cause
+                problem = in_a_line(error).replace(f"{temporary}/", "")
+                raise BadInput(f"{archive} cannot be unpacked ({problem}): delete it, start again") from error
+        if not there:
+            archive.unlink()
+    return source, root / source.folder
+
+
+def download(url: str, path: Path, known_hash: str | None) -> None:
+    """Fetch `url` to `path`, with a progress bar, unless it is there with this hash, "md5:..." or None for any.
+
+    Raises BadInput where the server cannot be reached, breaks off or sends other bytes, each time, and where `path`
+    cannot be written. Then nothing is left.
+    """
+    import pooch  # here, because most commands download nothing
+
+    pooch.get_logger().setLevel("ERROR")
+    urls, registry = {path.name: url}, {path.name: known_hash}
+    try:
+        files = pooch.create(path.parent, "", registry=registry, urls=urls, retry_if_failed=3)
+        files.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=True))
+    except Exception as error:  # of requests, of pooch, of the disk
+        by_hand = f"try again, or fetch it by other means and put it at {path}"
+        raise BadInput(f"cannot download {url} ({in_a_line(error)}): {by_hand}") from error
+
+
+# --- the files of the published datasets ---
+
+
+def _records(path: Path, length: int) -> np.ndarray:
+    """A file of records as uint8 (N, length). Only the parts that are used are read."""
+    size = path.stat().st_size
+    if size == 0 or size % length:
+        raise BadInput(f"{path}: {size:,} bytes is no whole number of {length:,}-byte records; fetch it again")
+    return np.memmap(path, mode="c").reshape(-1, length)
+
+
+def _binary(path: Path) -> Tensor:
+    """CIFAR's binary records: a byte for each label, then the red, the green and the blue plane, row by row."""
+    classes = (20, 100) if path.name == "train.bin" else (10,)  # CIFAR-100's, CIFAR-10's
+    raw = _records(path, len(classes) + 3 * 32 * 32)
+    if (raw[:, : len(classes)] >= classes).any():
+        raise BadInput(f"{path}: holds labels above {max(classes) - 1}, so it is no CIFAR batch; fetch it again")
+    return torch.from_numpy(raw[:, len(classes) :].reshape(-1, 3, 32, 32))
+
+
+def _pickled(path: Path) -> Tensor:
+    """CIFAR's batches for Python: a pickled dict with an array of pixels, whose rows are images as in a binary record.
+
+    The pickle is not executed, only searched for its one long string, which is the content of that array.
+    """
+    try:
+        (pixels,) = (value for code, value, _ in pickletools.genops(path.read_bytes()) if code.name == "BINSTRING")
+        return torch.frombuffer(bytearray(pixels, "latin1"), dtype=torch.uint8).view(-1, 3, 32, 32)
+    except Exception as error:  # damaged bytes raise almost anything
+        raise BadInput(f"{path} is no CIFAR batch for Python ({in_a_line(error)}); fetch it again") from error
+
+
+def _stl10(path: Path) -> Tensor:
+    """STL-10's binary records: the red, the green and the blue plane, *column by column*."""
+    return torch.from_numpy(_records(path, 3 * 96 * 96).reshape(-1, 3, 96, 96)).transpose(2, 3)
+
+
+BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
+BINARY = [f"{name}.bin" for name in BATCHES]
+SOURCES = {  # the first one of a dataset can be downloaded; the second one is the form that torchvision leaves
+    "cifar10": [
+        Source("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", "cifar-10-batches-bin", BINARY, _binary),
+        Source("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py", BATCHES, _pickled),
+    ],
+    "cifar100": [
+        Source(
+            "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary", ["train.bin"], _binary
+        ),
+        Source("cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", "cifar-100-python", ["train"], _pickled),
+    ],
+    "stl10": [
+        Source(
+            "stl10_binary.tar.gz",
+            "91f7769df0f17e558f3565bffb0c7dfb",
+            "stl10_binary",
+            ["unlabeled_X.bin"],
+            _stl10,
+            "http://ai.stanford.edu/~acoates/stl10/",
+        )
+    ],
+    "tiny-imagenet": [
+        Source(
+            "tiny-imagenet-200.zip",
+            "90528d7ca1a48142e341f4ef8d21d0de",
+            "tiny-imagenet-200",
+            ["train"],
+            site="http://cs231n.stanford.edu/",
+        )
+    ],
+}
+DATASETS = (*SOURCES, "folder", "toy")
+
+
+# --- image files ---
+
+SUFFIXES = ".bmp .jpeg .jpg .pgm .png .ppm .tif .tiff .webp"  # pytorch-fid's
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # for others Pillow would start other programs
+warnings.filterwarnings("ignore", module="PIL")  # it warns of oddities in files that it can read
+
+
+def image_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """The images in a folder, sorted by name, without hidden files. The pattern "**/*" includes its folders."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is no folder")
+    files = folder.glob(pattern)
+    return sorted(p for p in files if p.suffix.lower() in SUFFIXES.split() and not p.name.startswith("."))
+
+
+def read_image(path: Path) -> Tensor:
+    """The image in a file, also a grey one, as uint8 (3, H, W).
+
+    Raises ValueError, or whatever Pillow raises, for a bad file, a pipe (which would never end), a large file, and one
+    with more than Pillow's 89 million pixels.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError(f"it has more than {LARGEST_FILE:,} bytes")
+    try:
+        image = Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError("its format is unknown") from error
+    width, height = image.size
+    if width * height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"it has {width}x{height} pixels, more than Pillow thinks safe")
+    if image.mode[0] in "IF":  # converted to RGB, everything above 255 would be white
+        raise ValueError("it has more than 8 bits a channel")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, 256):  # all at once would take three times the memory
+        pixels[top : top + 256] = rgb.crop((0, top, width, min(top + 256, height)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _squares(root: Path, pattern: str, size: int, resize: Resize) -> Tensor:
+    """The square in the middle of each image, (N, 3, size, size). Raises BadInput that names unreadable images."""
+    files = image_files(root, pattern)
+    if not files:
+        raise BadInput(f"{root} holds no images ({SUFFIXES})")
+    images, bad = torch.empty((len(files), 3, size, size), dtype=torch.uint8), []
+
+    def fill(i: int) -> None:
+        try:
+            image = read_image(files[i])
+            _, h, w = image.shape
+            side = min(h, w)
+            top, left = (h - side) // 2, (w - side) // 2
+            images[i] = resize(image[None, :, top : top + side, left : left + side], size)[0]
+        except Exception as error:  # Pillow's decoders raise almost anything
+            bad.append(f"{files[i].relative_to(root)} ({error})")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # of large images not more at a time: 1 GB each
+        list(tqdm(pool.map(fill, range(len(files))), str(root), len(files), leave=False, delay=1, unit="img"))
+    if bad:
+        some = ", ".join(sorted(bad)[:5]) + (", ..." if len(bad) > 5 else "")
+        raise BadInput(f"{root}: {len(bad):,} of {len(files):,} images can't be read; take them away: {some}")
+    return images

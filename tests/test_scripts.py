@@ -473,7 +473,8 @@ def test_sigterm_ends_a_script_tidily(tmp_path):
     code = (
         f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from lab import cli, files; from pathlib import Path\n"
         "def main():\n"
-        "    with files.exclusive(Path('a')), files.atomic_write(Path('a')): print('in', flush=True); time.sleep(60)\n"
+        "    with files.exclusive(Path('a')), files.atomic_write(Path('a')) as temporary:\n"
+        "        temporary.touch(); print('in', flush=True); time.sleep(60)\n"
         "cli.run(main)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)

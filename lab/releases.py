@@ -56,9 +56,8 @@ SAVE_EVERY = 60  # seconds between two saves of the images generated so far
 class EvaluatedRun:
     """One run directory, and what can be judged in it.
 
-    Scores are computed once and kept in its scores/, generated images in generated/, Inception's features of images in
-    fid/. They are computed anew when anything changes that they depend on, the code included. --reference names the
-    attacker's reference model; by default it is the run's own. `models` are by default those in the directory.
+    Its scores/, generated/ and fid/ keep scores, generated images and Inception's features, until anything changes that
+    they depend on, the code included. By default the reference model and the `models` are those in the directory.
     """
 
     def __init__(self, path: Path, args: Namespace, images: Tensor | None = None, models: dict | None = None):

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -107,7 +108,6 @@ def provenance(run: EvaluatedRun) -> dict:
 def commit() -> str | None:
     """The commit of this code, "-dirty" after uncommitted edits; None where git does not tell."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    with suppress(OSError):
+        return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    return None

@@ -40,10 +40,16 @@ class Checkpoint:
         own = {"A": self.split.a, "B": self.split.b, "reference": self.split.reference}
         return own.get(self.name, self.split.members)
 
-    @property
-    def split_key(self) -> str:
-        """A key that changes with any index of the split."""
-        return key_of(*(part.numpy() for part in vars(self.split).values()))[:16]
+    def difference(self, other: "Checkpoint", *keys: str) -> str:
+        """The first of these keys in which two models differ, as "KEY = OURS, not THEIRS"; "" if there is none."""
+        ours, theirs = (
+            model.settings
+            | model.dataset
+            | {"members": len(model.split.members), "unet": model.unet, "schedule": model.schedule}
+            | {"split": key_of(*(part.numpy() for part in vars(model.split).values()))[:16]}
+            for model in (self, other)
+        )
+        return next((f"{key} = {ours.get(key)}, not {theirs[key]}" for key in keys if ours.get(key) != theirs[key]), "")
 
     def eps_model(self, device: torch.device | str = "cpu") -> UNet:
         """The network in eval mode, without gradients."""
@@ -108,14 +114,10 @@ def load_run(run: Path, without: str | None = None) -> dict[str, Checkpoint]:
 
 
 def require_same_images(one: Checkpoint, other: Checkpoint, run: Path) -> None:
-    """Raise BadInput, with the difference, unless both models have the same images and the same split."""
-    found, advice = f"{run}: {one.name} and {other.name}", "give each experiment a --run of its own"
-    for key in ("name", "size", "seed", "sha256"):
-        if one.dataset[key] != other.dataset[key]:
-            both = f"{one.dataset[key]}, {other.dataset[key]}"
-            raise BadInput(f"{found} differ in their dataset's {key} ({both}); {advice}")
-    if one.split_key != other.split_key:
-        raise BadInput(f"{found} have different splits (from --members, --seed or --member-split); {advice}")
+    """Raise BadInput unless both models have the same images and the same split."""
+    if found := other.difference(one, "name", "size", "seed", "sha256", "split"):
+        advice = "give each experiment (--dataset, --size, --seed, --members, --member-split) a --run of its own"
+        raise BadInput(f"{run}: {other.name} has {found} like {one.name}; {advice}")
 
 
 def open_dataset(name: str, data_dir: str | None, size: int, seed: int, unet: UNetConfig) -> tuple[Tensor, dict]:

@@ -175,10 +175,8 @@ def generates_as(release: str) -> str:
 
 def require_reference(path: Path, reference: Checkpoint, attacked: Checkpoint) -> None:
     """Raise BadInput unless this model can be a reference: it has the same dataset, and no image that is scored."""
-    for what in ("name", "size", "sha256"):
-        its, other = reference.dataset[what], attacked.dataset[what]
-        if its != other:
-            raise BadInput(f"--reference {path}: its dataset has {what} {its}, that of the attacked models {other}")
+    if found := reference.difference(attacked, "name", "size", "sha256"):
+        raise BadInput(f"--reference {path}: it has {found} like the attacked models")
     if torch.isin(reference.trained_on, torch.cat([attacked.split.members, attacked.split.nonmembers])).any():
         advice = "train one on others (python train.py --split reference)"
         raise BadInput(f"--reference {path}: it was trained on images that will be scored; {advice}")
@@ -186,12 +184,9 @@ def require_reference(path: Path, reference: Checkpoint, attacked: Checkpoint) -
 
 def require_comparable(runs: Sequence[EvaluatedRun]) -> None:
     """Raise BadInput where a mean over these runs would say nothing."""
-    first, *others = (run.first.dataset | {"members": len(run.first.split.members)} for run in runs)
-    for run, other in zip(runs[1:], others, strict=True):
-        for what in ("name", "size", "members"):
-            if other[what] != first[what]:
-                differ = f"{runs[0].path} has {what} {first[what]}, {run.path} {other[what]}"
-                raise BadInput(f"--run: {differ}: evaluate each by itself")
+    for run in runs[1:]:
+        if found := run.first.difference(runs[0].first, "name", "size", "members"):
+            raise BadInput(f"--run: {run.path} has {found} like {runs[0].path}: evaluate each by itself")
 
 
 def attack_scores(

@@ -254,12 +254,5 @@ def resume(run: Path, wanted: Checkpoint, model: UNet, ema: UNet, optimizer: Ada
 
 def _require_same(found: Checkpoint, wanted: Checkpoint, path: Path) -> None:
     """Raise BadInput, with the difference, unless both come from the same training."""
-    one, other = (
-        model.settings
-        | {"pixels": model.dataset["sha256"], "split": model.split_key, "unet": model.unet, "schedule": model.schedule}
-        for model in (found, wanted)
-    )
-    for key, value in other.items():
-        if value != one.get(key):
-            was = f"{key} = {one.get(key)}, not {value}"
-            raise BadInput(f"{path} was trained with {was}: --restart begins anew, --run names another directory")
+    if was := found.difference(wanted, *wanted.settings, "size", "sha256", "split", "unet", "schedule"):
+        raise BadInput(f"{path} was trained with {was}: --restart begins anew, --run names another directory")

@@ -383,7 +383,7 @@ def test_picks_of_timesteps_and_signs():
 def test_refusals(tmp_path, monkeypatch, small):
     make_run(tmp_path / "one", small, ["all"])
     make_run(tmp_path / "fewer", small, ["all"], members=8)
-    with pytest.raises(BadInput, match="one has members 12, .*fewer 8: evaluate each by itself"):
+    with pytest.raises(BadInput, match="fewer has members = 8, not 12 like .*one: evaluate each by itself"):
         call(monkeypatch, "--run", tmp_path / "one", tmp_path / "fewer")
     make_run(tmp_path / "other", small, ["all", "reference"], seed=3)
     with pytest.raises(BadInput, match="one has no reference model, and others have"):
@@ -402,7 +402,7 @@ def test_refusals(tmp_path, monkeypatch, small):
     elsewhere = checkpoint.load(tmp_path / "other" / "reference.pt")
     elsewhere.dataset["sha256"] = "another"
     checkpoint.save(tmp_path / "elsewhere", elsewhere)
-    with pytest.raises(BadInput, match="--reference .*: its dataset has sha256 another"):
+    with pytest.raises(BadInput, match="--reference .*: it has sha256 = another, not .* like the attacked models"):
         call(monkeypatch, "--run", tmp_path / "one", "--reference", tmp_path / "elsewhere" / "reference.pt")
     make_run(tmp_path / "nothing", small, ["reference"])
     with pytest.raises(BadInput, match="nothing/ has no model to attack, only a reference"):

@@ -291,7 +291,7 @@ def test_it_goes_on_only_as_it_was_begun(tmp_path, monkeypatch):
     for change, key in {
         ("--epochs", 3): "epochs",
         ("--seed", 1): "seed",
-        ("--size", 8): "pixels",
+        ("--size", 8): "size",
         ("--members", 6): "members",
     }.items():
         with pytest.raises(BadInput, match=f"A.unfinished was trained with {key} = .*: --restart begins anew, --run"):
@@ -490,9 +490,9 @@ def test_a_run_stays_one_experiment(tmp_path, monkeypatch, capsys):
     assert "is trained already" in capsys.readouterr().out
     with pytest.raises(BadInput, match="A.pt was trained with epochs = 3, not 4"):
         call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--epochs", 4)
-    with pytest.raises(BadInput, match="B and A differ in their dataset's seed"):
+    with pytest.raises(BadInput, match="A has seed = 0, not 1 like B; give each experiment .* a --run of its own"):
         call(monkeypatch, "--split", "B", "--run", tmp_path, *TINY, "--seed", 1)
-    with pytest.raises(BadInput, match="B and A have different splits"):
+    with pytest.raises(BadInput, match="A has split = .* like B; give each"):
         call(monkeypatch, "--split", "B", "--run", tmp_path, "--members", 12, "--epochs", 3)
     with pytest.raises(BadInput, match="B.pt does not exist"):
         call(monkeypatch, "--distill", "cross", "--run", tmp_path)
@@ -541,7 +541,7 @@ def test_images_of_another_size(tmp_path, monkeypatch):
     call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY, "--size", 8)
     dataset = checkpoint.load(tmp_path / "A.pt").dataset
     assert dataset["size"] == 8 and dataset["sha256"] == data.fingerprint(data.toy(8, 0))
-    with pytest.raises(BadInput, match="B and A differ in their dataset's size"):
+    with pytest.raises(BadInput, match="A has size = 8, not 16 like B; give each"):
         call(monkeypatch, "--split", "B", "--run", tmp_path, *TINY)
     call(monkeypatch, "--split", "B", "--run", tmp_path, *TINY, "--size", 8)
     with pytest.raises(BadInput, match="--size 16: the teachers in .* were trained with 8"):

@@ -1,5 +1,6 @@
 """Datasets and image files: downloaded, unpacked, and read without trust. Images are uint8, (N, 3, H, W)."""
 
+import hashlib
 import io
 import os
 import pickletools
@@ -108,7 +109,11 @@ def _fetch(name: str, root: Path) -> tuple[Source, Path]:
         if found := _find(name, root):  # another process has been faster
             return found
         archive, zipped = root / source.archive, source.archive.endswith(".zip")
-        download(source.site + source.archive, archive, f"md5:{source.md5}")
+        if not there:
+            download(source.site + source.archive, archive, f"md5:{source.md5}")
+        with open(archive, "rb") as file:
+            if hashlib.file_digest(file, "md5").hexdigest() != source.md5:
+                raise BadInput(f"{archive} is not the official archive (its MD5 is not {source.md5}): delete it")
         with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking") as temporary:
             try:
                 shutil.unpack_archive(archive, temporary, **({} if zipped else {"filter": "data"}))

@@ -1,4 +1,4 @@
-"""What must never happen, tried with fewer of each than tests/stress.py has; and what the source must not contain."""
+"""Kills, a full disk and damaged files, fewer than in tools/stress.py; and calls that the source must not contain."""
 
 import ast
 
@@ -32,23 +32,22 @@ def test_damaged_files_are_taken_or_refused_in_a_line(tmp_path):
 
 def calls():
     """All calls in the project's own files, as (file, what is called, its arguments by name)."""
-    for path in sorted(ROOT.glob("*.py")):
+    for path in (path for part in (".", "lab", "course", "tools") for path in sorted(ROOT.glob(f"{part}/*.py"))):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
-                yield path.name, ast.unparse(node.func), keywords
+                yield str(path.relative_to(ROOT)), ast.unparse(node.func), keywords
 
 
-def test_nothing_is_run_that_was_read():
+def test_no_file_that_is_read_is_run():
     found = list(calls())
-    assert len(found) > 1000
+    assert {"train.py", "lab/files.py", "course/__main__.py", "tools/stress.py"} <= {file for file, *_ in found}
     for file, function, keywords in found:
         where = f"{file}: {function}"
-        assert function not in ("eval", "exec", "compile", "os.system", "os.popen", "pickle.load", "pickle.loads"), (
-            where
-        )
+        forbidden = ("eval", "exec", "compile", "os.system", "os.popen", "pickle.load", "pickle.loads")
+        assert function not in forbidden, where
         assert keywords.get("shell", "False") == "False", where
         if function in ("torch.load", "np.load"):
             assert ("weights_only", "True") in keywords.items() or ("allow_pickle", "False") in keywords.items(), where
-        if function.endswith("Image.open") and file == "data.py":
+        if function == "Image.open" and file in ("data.py", "lab/datasets.py"):
             assert "formats" in keywords, where

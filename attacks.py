@@ -29,7 +29,7 @@ HOLDS = {  # what each attack's attacker must hold
 
 
 def _full_precision(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Run `score` without gradients, autocast and TF32. Raises ValueError for a `t` that the schedule does not have."""
+    """Run `score` without autograd, autocast and cuDNN's TF32. Raises ValueError for a `t` outside the schedule."""
 
     @functools.wraps(score)
     @torch.no_grad()
@@ -80,10 +80,10 @@ def sima(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, *, p:
 
 @_full_precision
 def pia(eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, t: int, *, p: float = 4) -> Tensor:
-    """PIA: proximal initialisation (Kong et al. 2024, arXiv 2305.18355), minus the p-th power of its L_p norm.
+    """PIA: proximal initialisation (Kong et al. 2024, arXiv 2305.18355), minus the p-th power of an L_p norm.
 
     The model's own prediction at timestep 0, eps0, is used as the noise. On a training image the model
-    predicts nearly the same at t. Two queries for each image.
+    predicts nearly the same at t. The norm is that of the difference. Two queries for each image.
     """
     return _pia(eps_model, schedule, x0, t, _eps(eps_model, x0, 0), p)
 
@@ -212,7 +212,7 @@ def calibrated(scores: Tensor, reference: Tensor, *, logarithms: bool = False) -
     """Scores relative to a reference model's: log(-reference) - log(-scores) (Watson et al. 2022).
 
     `reference` (N,) are the scores of the same images under a model that was trained on other images. An
-    image that is easy for any model gets a low score. Both scores are minus some error. If they are
+    image that is easy for any model gets a low score. Both scores are minus some error. If they are minus
     `logarithms` already, like those of gradient, the result is their difference.
     """
     if logarithms:
@@ -224,8 +224,9 @@ def calibrated(scores: Tensor, reference: Tensor, *, logarithms: bool = False) -
 def isolate_half(pipeline: EpsModel, half: str, stride: int = 10) -> EpsModel:
     """An eps model that is DualMD's A alone, or B alone: it queries the pipeline only where `half` answers.
 
-    The rule by which A and B take turns is public. So the attacker moves t to a near timestep of `half`:
-    they round it down to a multiple of 2 * stride, where A answers, and add stride for B.
+    The rule by which A and B take turns is public. So the attacker tells the pipeline a near timestep of
+    `half`: t rounded down to a multiple of 2 * stride, where A answers, and stride more for B. The noise in
+    x_t stays that of t; the mismatch is small.
     """
 
     def query(x_t: Tensor, t: Tensor) -> Tensor:

@@ -174,11 +174,11 @@ def denoise(
     eta: float = 0.0,
     progress: bool = False,
 ) -> Tensor:
-    """Denoise x (N, 3, H, W), which has the noise of timestep t (default: the last one), to images in [-1, 1].
+    """Denoise x (N, 3, H, W), which has the noise of timestep t (default: the first), to images in [-1, 1].
 
-    method "ddim" visits t, t - stride, ..., with DDIM's eta, and ends at the clean image. Its default t is
-    the last multiple of `stride`. "ddpm" is the ancestral sampler, which visits every timestep. All noise
-    comes from `generator`, on its device; DDIM with eta = 0 needs none. Raises ValueError for any other method.
+    method "ddim" visits t, t - stride, ..., with DDIM's eta, and ends at the clean image. Its first timestep is
+    the largest multiple of `stride`. "ddpm" is the ancestral sampler, which visits every timestep from T - 1. All
+    noise comes from `generator`, on its device; DDIM with eta = 0 needs none. Raises ValueError for other methods.
     """
     if method not in ("ddim", "ddpm"):
         raise ValueError(f'method must be "ddim" or "ddpm", not {method!r}')

@@ -35,7 +35,8 @@ PRESETS = {
     "tiny": {"unet": SMALL, "size": 16, "members": 256, "train": QUICK},
     # Hours on a laptop: the same network, twice as many images, and of CIFAR-10's own size.
     "small": {"unet": SMALL, "size": 32, "members": 512, "train": QUICK},
-    # The paper's scale: the network and the training of DDPM, as SecMI and PIA attack it (800,000 steps).
+    # The paper's scale: the network and the training of DDPM, as SecMI and PIA attack it (800,000 steps). None stands
+    # for half of the dataset: 25,000 members of CIFAR-10.
     "cifar10": {"unet": UNetConfig(), "size": 32, "members": None, "train": LONG},
 }
 
@@ -94,13 +95,14 @@ def new_model(args: Namespace) -> tuple[Checkpoint, Tensor]:
 
 
 def train(wanted: Checkpoint, images: Tensor, teachers: list[UNet], args: Namespace) -> float:
-    """Train the `wanted` model on its `images` and save it in --run (DDPM algorithm 1). Returns images per second.
+    """Train the `wanted` model on those of `images` that it lists, and save it in --run. Returns images per second.
 
-    The network learns to predict the noise; with `teachers`, A and B, a student learns what they predict instead.
+    This is DDPM's algorithm 1. images are uint8 (N, 3, H, W), the whole dataset. With `teachers`, A and B in eval mode
+    with their averaged weights, a student learns to predict what they predict.
     """
     settings, device, schedule = wanted.settings, args.device, wanted.noise_schedule()
-    seed, batch, members = settings["seed"], settings["batch"], wanted.trained_on
-    in_a = torch.arange(len(members)) < len(wanted.split.a)  # a student's members: first half A, then half B
+    seed, batch, trained_on = settings["seed"], settings["batch"], wanted.trained_on
+    in_a = torch.arange(len(trained_on)) < len(wanted.split.a)  # a student's images: first half A, then half B
     x_all = images.to(device)
 
     torch.manual_seed(seed_for(seed, wanted.name, "init"))
@@ -108,14 +110,15 @@ def train(wanted: Checkpoint, images: Tensor, teachers: list[UNet], args: Namesp
     ema = copy.deepcopy(model).requires_grad_(False)  # the average of the weights: it is saved, sampled and attacked
     optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"], fused=True)
     with resumable(wanted, args, model, ema, optimizer) as progress:
+        # the same model; with several processes, backward() takes the mean of their gradients
         network = accelerated(model, ema, args, progress.total - progress.step)
         for step in progress.steps():
-            # a batch: each epoch has its own permutation of the members
+            # a batch: each epoch has its own permutation of the images, and its last batch may be smaller
             epoch, position = divmod(step, progress.steps_per_epoch)
             order = torch.Generator().manual_seed(seed_for(seed, wanted.name, "epoch", epoch))
-            rows = torch.randperm(len(members), generator=order)[position * batch : (position + 1) * batch]
+            rows = torch.randperm(len(trained_on), generator=order)[position * batch : (position + 1) * batch]
             torch.manual_seed(seed_for(seed, wanted.name, "step", step))
-            x0 = data.to_float(x_all[members[rows].to(device, non_blocking=True)])
+            x0 = data.to_float(x_all[trained_on[rows].to(device, non_blocking=True)])
             if settings["flip"]:
                 x0 = torch.where(torch.rand(len(rows), 1, 1, 1, device=device) < 0.5, x0.flip(3), x0)
 
@@ -124,7 +127,8 @@ def train(wanted: Checkpoint, images: Tensor, teachers: list[UNet], args: Namesp
             eps = torch.randn_like(x0)
             x_t = schedule.add_noise(x0, timesteps, eps)
 
-            # the target and the loss; of several processes, each takes its share of the batch
+            # the target and the loss; of several processes, each takes its share of the batch, and the loss a weight
+            # with which the mean over all processes is the mean over the batch
             mine, weight = share(len(rows), model)
             x_t, t, target = x_t[mine], timesteps[mine], eps[mine]
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_faster(device)):
@@ -138,6 +142,7 @@ def train(wanted: Checkpoint, images: Tensor, teachers: list[UNet], args: Namesp
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.param_groups[0]["lr"] = settings["lr"] * min(1, (step + 1) / settings["warmup"])
             optimizer.step()
+            # the decay is small at first, so that the average soon forgets the first weights
             update_average(ema, model, min(settings["ema"], (1 + step) / (10 + step)))
             progress.note(loss, norm, timesteps)
     return progress.rate
@@ -145,11 +150,7 @@ def train(wanted: Checkpoint, images: Tensor, teachers: list[UNet], args: Namesp
 
 @torch.no_grad()
 def update_average(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """ema = decay ema + (1 - decay) model, for each weight.
-
-    The decay grows with the steps, so that the average soon forgets the first weights. It remembers about
-    1 / (1 - decay) steps.
-    """
+    """ema = decay ema + (1 - decay) model, for each weight: an average over about the last 1 / (1 - decay) steps."""
     for average, weight in zip(ema.parameters(), model.parameters(), strict=True):
         average.lerp_(weight, 1 - decay)
 

@@ -19,7 +19,7 @@ class UNetConfig:
 
     ch: int = 128  # channels at full resolution, a multiple of `groups`
     mult: tuple[int, ...] = (1, 2, 2, 2)  # channels at level i are ch * mult[i]; each level halves the resolution
-    attn: tuple[int, ...] = (1,)  # levels whose blocks have attention; level 1 of a 32x32 image is 16x16
+    attn: tuple[int, ...] = (1,)  # levels whose blocks have attention, as the middle has; level 1 of 32x32 is 16x16
     blocks: int = 2  # residual blocks of each level on the way down; one more on the way up
     dropout: float = 0.1
     groups: int = 32  # groups of every GroupNorm

@@ -3,11 +3,13 @@
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 
 def forked(
@@ -28,6 +30,7 @@ def forked(
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
             sys.stdout, sys.stderr = open(1, "w"), open(2, "w", 1)
+            tqdm.set_lock(threading.RLock())  # another thread may have held the lock during the fork
             torch.set_num_threads(1)  # makes new threads; those of the parent process are not in the fork
             status = function() or 0
         except SystemExit as end:

@@ -233,7 +233,9 @@ def outcome(command: str, folder: Path, official: Path, seconds: int = 10) -> di
         cli.run(SCRIPTS[sys.argv[0]], several=True)
 
     def contents() -> dict[Path, bytes]:
-        return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+        # an archive with the right MD5 is unpacked before its images are read
+        paths = (path for path in folder.rglob("*") if "tiny-imagenet-200" not in path.parts)
+        return {path: path.is_file() and path.read_bytes() for path in paths}
 
     output, before, began = folder.with_suffix(".said"), contents(), time.monotonic()
     status, memory = forked(run_here, folder, seconds + 1, output)

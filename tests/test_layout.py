@@ -39,6 +39,11 @@ def test_the_top_level_is_the_card():
     assert folders - {"data", "runs", "my-solution", ".venv"} == {"lab", "course", "tools", "tests"}
 
 
+@pytest.mark.parametrize("folder, most", [("lab", 1920), ("course", 900), ("tools", 750)])
+def test_each_folder_keeps_its_limit(folder, most):
+    assert lines(*sources(folder).values()) <= most
+
+
 def test_the_reading_path_is_short():
     assert lines(*(sources()[name] for name in READING_PATH)) <= 850
 

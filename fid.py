@@ -233,7 +233,8 @@ def load(weights: str, device: torch.device | str = "cpu") -> InceptionV3:
     digest, fresh = found[1] if found else "", weights in WEIGHTS and not path.exists()
     if fresh:
         with exclusive(path, wait=True):
-            datasets.download(WEIGHTS[weights], path, None)
+            if not path.exists():  # another process may have downloaded it meanwhile
+                datasets.download(WEIGHTS[weights], path, None)
     try:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

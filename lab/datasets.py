@@ -129,7 +129,7 @@ def _fetch(name: str, root: Path) -> tuple[Source, Path]:
 
 
 def download(url: str, path: Path, known_hash: str | None) -> None:
-    """Fetch `url` to `path`, with a progress bar, unless it is there with this hash, "md5:..." or None for any.
+    """Fetch `url` to `path`, with a progress bar. `known_hash` is "md5:...", or None for any.
 
     Raises BadInput where the server cannot be reached, breaks off or sends other bytes, each time, and where `path`
     cannot be written. Then nothing is left.
@@ -139,8 +139,12 @@ def download(url: str, path: Path, known_hash: str | None) -> None:
     pooch.get_logger().setLevel("ERROR")
     urls, registry = {path.name: url}, {path.name: known_hash}
     try:
-        files = pooch.create(path.parent, "", registry=registry, urls=urls, retry_if_failed=3)
-        files.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=True))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download") as temporary:
+            files = pooch.create(temporary, "", registry=registry, urls=urls, retry_if_failed=3)
+            files.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=True))
+            os.chmod(Path(temporary) / path.name, 0o644)  # pooch writes it for its owner only
+            os.replace(Path(temporary) / path.name, path)
     except Exception as error:  # of requests, of pooch, of the disk
         by_hand = f"try again, or fetch it by other means and put it at {path}"
         raise BadInput(f"cannot download {url} ({in_a_line(error)}): {by_hand}") from error

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from metrics import is_copy, nearest
+from metrics import is_copy, nearest, wilson
 
 
 def images(n, seed):
@@ -36,3 +36,9 @@ def test_a_copy_is_three_times_nearer_than_the_next():
 def test_one_image_has_no_second_nearest():
     with pytest.raises(ValueError, match="two images"):
         nearest(images(3, 0), images(1, 1))
+
+
+def test_interval_of_a_share():
+    """Wilson's, as published: 3 of 8 (0.137 to 0.694), and none of 256 (0 to 0.0148)."""
+    assert wilson(3 / 8, 8) == pytest.approx((0.1368, 0.6943), abs=1e-4)
+    assert wilson(0, 256) == pytest.approx((0, 0.01478), abs=1e-5)

@@ -485,9 +485,11 @@ def test_sigterm_ends_a_script_tidily(tmp_path):
 
 def test_a_run_stays_one_experiment(tmp_path, monkeypatch, capsys):
     call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
+    capsys.readouterr()
     before = (tmp_path / "A.pt").read_bytes()
     call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
-    assert "is trained already" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "is trained already" in said and " steps" not in said, "it is not trained once more"
     with pytest.raises(BadInput, match="A.pt was trained with epochs = 3, not 4"):
         call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--epochs", 4)
     with pytest.raises(BadInput, match="A has seed = 0, not 1 like B; give each experiment .* a --run of its own"):

@@ -39,7 +39,7 @@ TARGETS = {
     "attacks.py": "course/test_grading.py tests/test_attacks.py",
     "data.py:Split index_split": "course/test_grading.py tests/test_data.py",
     "lab/datasets.py:published_split": "tests/test_data.py",
-    "metrics.py": "course/test_grading.py tests/test_metrics.py",
+    "metrics.py": "course/test_grading.py tests/test_metrics.py tests/test_memorization.py",
     "unet.py": "tests/test_unet.py",
     "train.py:main new_model train update_average": "tests/test_scripts.py",
 }

@@ -33,7 +33,9 @@ def test_a_copy_is_three_times_nearer_than_the_next():
     assert is_copy(distances).tolist() == [True, False, False, True, False, False]
 
 
-def test_one_image_has_no_second_nearest():
+def test_two_images_are_enough_and_one_has_no_second_nearest():
+    _, indices = nearest(images(3, 0), images(2, 1))
+    assert [sorted(both) for both in indices.tolist()] == [[0, 1]] * 3
     with pytest.raises(ValueError, match="two images"):
         nearest(images(3, 0), images(1, 1))
 

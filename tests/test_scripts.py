@@ -359,6 +359,20 @@ def test_the_average_of_the_weights_is_kept(tmp_path, monkeypatch):
     assert step == pytest.approx(0.01, rel=0.05)
 
 
+def test_the_rate_and_the_decay_warm_up(tmp_path, monkeypatch):
+    for name, value in (("lr", 0.1), ("warmup", 3), ("ema", 0.3)):
+        monkeypatch.setitem(train.PRESETS["tiny"]["train"], name, value)
+    rates, step = [], torch.optim.Adam.step
+    spy = lambda optimizer, *args: rates.append(optimizer.param_groups[0]["lr"]) or step(optimizer, *args)  # noqa: E731
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    averages = record(monkeypatch, train, "update_average")
+    call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--epochs", 5)
+    assert rates == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.1])
+    assert [decay for (_, _, decay), _ in averages] == pytest.approx([1 / 10, 2 / 11, 3 / 12, 0.3, 0.3])
+    ema = averages[-1][0][0]
+    assert not any(weight.requires_grad for weight in ema.parameters()), "or memory grows with every step"
+
+
 def test_flips_are_left_to_right_and_half_of_all(tmp_path, monkeypatch):
     """The cifar10 preset mirrors images; here the tiny one does."""
     monkeypatch.setitem(train.PRESETS["tiny"]["train"], "flip", True)

@@ -34,7 +34,7 @@ class Source:
     md5: str
     folder: str  # in the archive, and where it is unpacked
     files: Sequence[str]
-    read: Callable[[Path], Tensor] | None = None  # the images of one file; None if `files` are folders of image files
+    read: Callable[[Path], Tensor] | None  # the images of one file; None if `files` are folders of image files
     site: str = "https://www.cs.toronto.edu/~kriz/"
 
 
@@ -108,7 +108,7 @@ def _fetch(name: str, root: Path) -> tuple[Source, Path]:
     with exclusive(root / name, wait=True):
         if found := _find(name, root):  # another process has been faster
             return found
-        archive, zipped = root / source.archive, source.archive.endswith(".zip")
+        archive = root / source.archive
         if not there:
             download(source.site + source.archive, archive, f"md5:{source.md5}")
         with open(archive, "rb") as file:
@@ -116,13 +116,11 @@ def _fetch(name: str, root: Path) -> tuple[Source, Path]:
                 raise BadInput(f"{archive} is not the official archive (its MD5 is not {source.md5}): delete it")
         with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking") as temporary:
             try:
-                shutil.unpack_archive(archive, temporary, **({} if zipped else {"filter": "data"}))
-                for file in source.files if source.read else []:
-                    source.read(Path(temporary) / source.folder / file)
+                tar = {"filter": "data"} if archive.suffix == ".gz" else {}
+                shutil.unpack_archive(archive, temporary, **tar)
                 os.replace(Path(temporary) / source.folder, root / source.folder)
-            except Exception as error:  # BadInput, or whatever damaged bytes cause
-                problem = in_a_line(error).replace(f"{temporary}/", "")
-                raise BadInput(f"{archive} cannot be unpacked ({problem}): delete it, start again") from error
+            except OSError as error:
+                raise BadInput(f"{archive} cannot be unpacked ({in_a_line(error)})") from error
         if not there:
             archive.unlink()
     return source, root / source.folder
@@ -189,37 +187,24 @@ def _stl10(path: Path) -> Tensor:
 
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
 BINARY = [f"{name}.bin" for name in BATCHES]
-SOURCES = {  # the first one of a dataset can be downloaded; the second one is the form that torchvision leaves
+STL, TINY = "http://ai.stanford.edu/~acoates/stl10/", "http://cs231n.stanford.edu/"
+ARCHIVES = {  # the first one of a dataset can be downloaded; the second one is the form that torchvision leaves
     "cifar10": [
-        Source("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", "cifar-10-batches-bin", BINARY, _binary),
-        Source("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py", BATCHES, _pickled),
+        ("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", "cifar-10-batches-bin", BINARY, _binary),
+        ("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py", BATCHES, _pickled),
     ],
     "cifar100": [
-        Source(
-            "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary", ["train.bin"], _binary
-        ),
-        Source("cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", "cifar-100-python", ["train"], _pickled),
+        ("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary", ["train.bin"], _binary),
+        ("cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", "cifar-100-python", ["train"], _pickled),
     ],
     "stl10": [
-        Source(
-            "stl10_binary.tar.gz",
-            "91f7769df0f17e558f3565bffb0c7dfb",
-            "stl10_binary",
-            ["unlabeled_X.bin"],
-            _stl10,
-            "http://ai.stanford.edu/~acoates/stl10/",
-        )
+        ("stl10_binary.tar.gz", "91f7769df0f17e558f3565bffb0c7dfb", "stl10_binary", ["unlabeled_X.bin"], _stl10, STL)
     ],
     "tiny-imagenet": [
-        Source(
-            "tiny-imagenet-200.zip",
-            "90528d7ca1a48142e341f4ef8d21d0de",
-            "tiny-imagenet-200",
-            ["train"],
-            site="http://cs231n.stanford.edu/",
-        )
+        ("tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", "tiny-imagenet-200", ["train"], None, TINY)
     ],
 }
+SOURCES = {name: [Source(*archive) for archive in archives] for name, archives in ARCHIVES.items()}
 DATASETS = (*SOURCES, "folder", "toy")
 
 

@@ -1,9 +1,11 @@
 """What several test files lean on: the project on the path, the real images where they are, a model, a server."""
 
+import resource
 import sys
 import threading
 import types
 import zlib
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -52,6 +54,17 @@ def tree(folder: Path) -> list[str]:
 def same(one: dict, other: dict) -> bool:
     """Are these the same weights, to the last bit?"""
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@contextmanager
+def largest_file(size):
+    """A full disk: no file can become larger than `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def png(width: int, height: int, packed: bytes) -> bytes:

@@ -5,20 +5,17 @@ import hashlib
 import io
 import os
 import pickle
-import resource
 import subprocess
 import tarfile
 import time
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Payload, pickled_by_python_2, png
+from conftest import Payload, largest_file, pickled_by_python_2, png
 from PIL import Image
 
 import data
@@ -500,38 +497,17 @@ def test_a_pickle_that_says_how_much_memory_it_wants(tmp_path):
     assert hardware.peak_memory(CPU) - before < 2e8
 
 
-@pytest.mark.parametrize("damage", [b"", b"no archive", None])
-def test_an_archive_that_cannot_be_unpacked_leaves_nothing(tmp_path, monkeypatch, damage):
+def test_a_disk_that_is_full_while_an_archive_is_unpacked(tmp_path, monkeypatch):
     official("cifar-10-batches-bin", tmp_path / "official" / "cifar-10-batches-bin")
-    content = packed(tmp_path / "official" / "cifar-10-batches-bin")
-    content = content[: len(content) // 2] if damage is None else damage
-    archive = publish(monkeypatch, "cifar10", content)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / archive).write_bytes(content)
-    with pytest.raises(BadInput, match=f"{archive} cannot be unpacked .*: delete it, start again") as refusal:
-        load("cifar10", tmp_path / "data", 32)
-    assert "\n" not in str(refusal.value)
-    assert [path.name for path in (tmp_path / "data").iterdir()] == [archive]
-
-
-def test_an_archive_of_damaged_batches_leaves_nothing(tmp_path, monkeypatch):
-    official("cifar-10-batches-bin", tmp_path / "official" / "cifar-10-batches-bin")
-    with open(tmp_path / "official" / "cifar-10-batches-bin" / "data_batch_4.bin", "ab") as file:
-        file.write(b"!")
     content = packed(tmp_path / "official" / "cifar-10-batches-bin")
     archive = publish(monkeypatch, "cifar10", content)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / archive).write_bytes(content)
-    with pytest.raises(BadInput, match="unpacked .*bin/data_batch_4.bin: .* is no whole number of 3,073-byte"):
+    refusal = f"{archive} cannot be unpacked .*File too large"
+    with largest_file(1000), pytest.raises(BadInput, match=refusal) as refused:
         load("cifar10", tmp_path / "data", 32)
+    assert "\n" not in str(refused.value)
     assert [path.name for path in (tmp_path / "data").iterdir()] == [archive]
-
-
-def test_a_zip_that_is_none(tmp_path, monkeypatch):
-    archive = publish(monkeypatch, "tiny-imagenet", b"PK\x03\x04 no zip")
-    (tmp_path / archive).write_bytes(b"PK\x03\x04 no zip")
-    with pytest.raises(BadInput, match=f"{archive} cannot be unpacked .*: delete it, start again"):
-        load("tiny-imagenet", tmp_path, 8)
 
 
 def test_two_processes_download_once(server, tmp_path, monkeypatch):
@@ -547,17 +523,6 @@ def test_two_processes_download_once(server, tmp_path, monkeypatch):
 
 
 # --- downloads ---
-
-
-@contextmanager
-def largest_file(size):
-    """A full disk: no file can become larger than `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 CONTENT = np.random.RandomState(0).bytes(300_000)
@@ -605,33 +570,12 @@ def test_a_download_without_a_network_leaves_nothing(server, tmp_path):
 # --- archives ---
 
 
-def packed(folder, *others):
-    """The bytes of a .tar.gz with a folder, and with `others` beside it."""
+def packed(folder):
+    """The bytes of a .tar.gz with a folder."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        for name in others:
-            member = tarfile.TarInfo(name)
-            member.size = 4
-            tar.addfile(member, io.BytesIO(b"evil"))
         tar.add(folder, folder.name)
     return archive.getvalue()
-
-
-@pytest.mark.parametrize("evil", ["../outside", "cifar-100-binary/../../outside", "/tmp/dualmd-test-outside"])
-def test_an_archive_that_leads_elsewhere_writes_nothing_there(tmp_path, monkeypatch, evil):
-    official("cifar-100-binary", tmp_path / "official" / "cifar-100-binary")
-    content = packed(tmp_path / "official" / "cifar-100-binary", evil)
-    archive = publish(monkeypatch, "cifar100", content)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / archive).write_bytes(content)
-    if evil.startswith("/"):  # it is taken for a relative path
-        load("cifar100", tmp_path / "data", 32)
-    else:
-        with pytest.raises(BadInput, match=f"{archive} cannot be unpacked .*: delete it, start again"):
-            load("cifar100", tmp_path / "data", 32)
-        assert [path.name for path in (tmp_path / "data").iterdir()] == [archive]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "official"]
-    assert not Path("/tmp/dualmd-test-outside").exists()
 
 
 @pytest.mark.parametrize("folder, name", [(f, n) for f, n in FOLDERS.items() if "py" not in f])
@@ -671,32 +615,6 @@ def test_the_archive_for_python_that_torchvision_leaves(tmp_path, monkeypatch):
     assert torch.equal(load("cifar10", tmp_path / "data", 32), pixels)
     (tmp_path / "data" / "cifar-10-python.tar.gz").write_bytes(b"other bytes")
     assert torch.equal(load("cifar10", tmp_path / "data", 32), pixels), "it has been unpacked"
-
-
-def test_an_archive_with_a_link_for_a_file_is_refused(tmp_path, monkeypatch):
-    official("stl10_binary", tmp_path / "stl10_binary")
-    (tmp_path / "stl10_binary" / "unlabeled_X.bin").unlink()
-    (tmp_path / "stl10_binary" / "unlabeled_X.bin").symlink_to("/etc/passwd")
-    content = packed(tmp_path / "stl10_binary")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / publish(monkeypatch, "stl10", content)).write_bytes(content)
-    with pytest.raises(BadInput, match="stl10_binary.tar.gz cannot be unpacked .*: delete it, start again"):
-        load("stl10", tmp_path / "data", 96)
-    assert not list((tmp_path / "data").glob("*/*"))
-
-
-def test_a_zip_that_leads_elsewhere_writes_nothing_there(server, tmp_path, monkeypatch):
-    files, pixels = tiny_imagenet()
-    evil = {"../outside.JPEG": b"evil", "/tmp/dualmd-test-outside": b"evil"}
-    evil["tiny-imagenet-200/train/../images/outside.JPEG"] = b"evil"
-    publish(monkeypatch, "tiny-imagenet", zipped(evil | files), server)
-    (tmp_path / "data").mkdir()
-    assert len(load("tiny-imagenet", tmp_path / "data", 64)) == len(pixels)
-    assert len(load("tiny-imagenet", tmp_path / "data", 64)) == len(pixels)
-    assert len(server.asked) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["tiny-imagenet-200"]
-    assert not list(tmp_path.rglob("outside*")) and not Path("/tmp/dualmd-test-outside").exists()
 
 
 def test_datasets_share_a_directory(server, tmp_path, monkeypatch):

@@ -2,17 +2,15 @@
 
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
 import zipfile
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Payload
+from conftest import ROOT, Payload, largest_file
 
 from lab import files
 from lab.files import BadInput
@@ -26,17 +24,6 @@ def in_a_process(code, *arguments):
 
 
 # --- writing ---
-
-
-@contextmanager
-def largest_file(size):
-    """A full disk: no file can become larger than `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_atomic_write_leaves_the_old_file_and_no_other(tmp_path):

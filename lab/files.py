@@ -1,6 +1,7 @@
 """Files: written whole or not at all, by one process at a time; read without trust; results that are kept."""
 
 import hashlib
+import io
 import os
 import sys
 import tempfile
@@ -42,12 +43,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
             directory = os.open(path.parent, os.O_RDONLY)
             os.fsync(directory)
             os.close(directory)
-    except (OSError, RuntimeError) as error:
-        cause: BaseException | None = error
-        # on a full disk torch.save raises a RuntimeError while it handles the OSError
-        while cause and not isinstance(cause, OSError):
-            cause = cause.__context__
-        reason = cause.strerror if cause and cause.strerror else in_a_line(error)
+    except OSError as error:
+        reason = error.strerror or in_a_line(error)
         raise BadInput(f"cannot write {path}: {reason} (nothing there has changed)") from error
     finally:
         with suppress(OSError):
@@ -92,8 +89,10 @@ def require_writable(directory: Path) -> None:
 
 def write_tensors(path: Path, content: dict) -> None:
     """Write `path` with torch.save, whole or not at all."""
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:  # given a path, torch hides the OSError
-        torch.save(content, file)
+    content_in_bytes = io.BytesIO()
+    torch.save(content, content_in_bytes)  # into a file, it would hide the OSError of a full disk
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content_in_bytes.getbuffer())
 
 
 def read_tensors(path: Path, kind: str) -> dict:

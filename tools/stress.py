@@ -8,7 +8,6 @@ tests/test_robustness.py does the same with smaller numbers.
 
 import argparse
 import dataclasses
-import gzip
 import hashlib
 import json
 import os
@@ -160,8 +159,9 @@ def damage(folder: Path, mutations: int, seed: int = 0) -> dict:
         pattern, command = CASES[name]
         shutil.rmtree(damaged, ignore_errors=True)
         shutil.copytree(sound, damaged)
-        deep = i >= 0 and mutate(chance.choice(sorted(damaged.glob(pattern))), chance)
-        said = outcome(command, damaged, official=damaged if deep else sound)
+        if i >= 0:
+            mutate(chance.choice(sorted(damaged.glob(pattern))), chance)
+        said = outcome(command, damaged, official=sound)
         if i < 0:
             assert said["status"] == 0, f"{name}, undamaged: {said}"
         else:
@@ -185,8 +185,8 @@ def read_large_images(folder: Path) -> dict:
     return {"seconds": said["seconds"], "memory_gb": round(said["bytes"] / 1e9, 2), "wrong": said["wrong"]}
 
 
-def mutate(path: Path, chance: random.Random) -> bool:
-    """Damage a file. Returns True if the damage lies below the file's checksums, so that these are right again."""
+def mutate(path: Path, chance: random.Random) -> None:
+    """Damage a file; half of the zip files below their checksums, so that these are right again."""
     content, deep = path.read_bytes(), chance.random() < 0.5
     if deep and content.startswith(b"PK"):
         with zipfile.ZipFile(path) as file:
@@ -197,11 +197,8 @@ def mutate(path: Path, chance: random.Random) -> bool:
         with zipfile.ZipFile(path, "w") as file:
             for record, its in records.items():
                 file.writestr(record, its)
-    elif deep and path.suffix == ".gz":
-        path.write_bytes(gzip.compress(damaged(gzip.decompress(content), chance)))
     else:
         path.write_bytes(damaged(content, chance))
-    return deep
 
 
 def damaged(content: bytes, chance: random.Random) -> bytes:
@@ -233,9 +230,7 @@ def outcome(command: str, folder: Path, official: Path, seconds: int = 10) -> di
         cli.run(SCRIPTS[sys.argv[0]], several=True)
 
     def contents() -> dict[Path, bytes]:
-        # an archive with the right MD5 is unpacked before its images are read
-        paths = (path for path in folder.rglob("*") if "tiny-imagenet-200" not in path.parts)
-        return {path: path.is_file() and path.read_bytes() for path in paths}
+        return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
     output, before, began = folder.with_suffix(".said"), contents(), time.monotonic()
     status, memory = forked(run_here, folder, seconds + 1, output)
@@ -245,7 +240,7 @@ def outcome(command: str, folder: Path, official: Path, seconds: int = 10) -> di
         f"exit status {status}": status not in (0, 2),
         "not one clear line": status == 2 and not clear,
         "changed files": status == 2 and contents() != before,
-        "too slow, or too large": took > seconds or memory > 2 * 2**30,
+        "too slow, or too large": took > seconds or memory > (1 + os.cpu_count()) * 2**30,  # a large image is 1 GB
     }
     said = "\n".join(lines)[-1500:] if status else ""
     found = {"status": status, "seconds": round(took, 2), "bytes": memory, "said": said}

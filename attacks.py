@@ -244,5 +244,5 @@ def combine_scores(scores: Sequence[Tensor], rule: str) -> Tensor:
     """
     scores = torch.stack(list(scores))
     low, centre, high = scores.quantile(torch.tensor([0.25, 0.5, 0.75]).to(scores), dim=-1, keepdim=True)
-    scaled = (scores - centre) / (high - low)
+    scaled = (scores - centre) / (high - low).where(high > low, 1)
     return scaled.amax(0) if rule == "max" else scaled.sum(0)

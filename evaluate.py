@@ -29,11 +29,11 @@ from lab.checkpoint import Checkpoint, open_dataset, snapshots
 from lab.datasets import published_split
 from lab.files import BadInput, require_writable
 from lab.published import load_published
-from lab.releases import RELEASES, RULES, EvaluatedRun, require_comparable
+from lab.releases import COMBINATIONS, RELEASES, EvaluatedRun, require_comparable
 
 # the timesteps at which the authors of SecMI, PIA and ReDiffuse attack CIFAR-10; for the other attacks, PIA's
 PUBLISHED_T = dict.fromkeys(attacks.HOLDS, 200) | {"secmi": 100, "secmi_nn": 100}
-GRID = [50, 100, 150, 200, 250, 300]  # the adaptive attacker's choice; of DualMD, A and B answer at three each
+GRID = [50, 100, 150, 200, 250, 300]  # the adaptive attacker chooses; DualMD's A answers at three, B at the others
 
 
 def parse_args() -> Namespace:
@@ -44,20 +44,20 @@ def parse_args() -> Namespace:
     what.add_argument("--t", type=int, help="timestep of the published protocol (default: each attack's own)")
     what.add_argument("--grid", type=int, nargs="+", default=GRID, help="of the adaptive one (default: %(default)s)")
     what.add_argument("--reference", type=Path, help="the attacker's own model (default: each run's reference.pt)")
-    what.add_argument("--seed", type=cli.seed, default=0, help="seed of the attacker's noise (default: %(default)s)")
+    what.add_argument("--seed", type=cli.seed, default=0, help="seed of noise and of --checkpoint's split (default: 0)")
     generated = parser.add_argument_group("generated images, and the list of models")
     instead = generated.add_mutually_exclusive_group()
     instead.add_argument("--memorization", action="store_true", help="copies among generated images")
     instead.add_argument("--fid", action="store_true", help="quality of generated images")
     instead.add_argument("--list", action="store_true", help="the models in --run (default: runs/)")
     fid.add_weights(generated)
-    generated.add_argument("--n", type=cli.natural, help="images that each model generates (default: one a member)")
+    generated.add_argument("--n", type=cli.natural, help="images that each model generates (default: one per member)")
     published = parser.add_argument_group("a model in pytorch-ddpm's format, as SecMI, PIA and SimA publish theirs")
     published.add_argument("--checkpoint", metavar="FILE", type=Path, help="a model to judge instead of a run's models")
     published.add_argument("--size", type=cli.natural, help="side of its images in pixels (default: 32)")
     parser.add_argument("--batch", type=cli.natural, help="images at a time (default: 64, on a GPU 256)")
     parser.add_argument("--out", type=Path, help="output directory (default: the run's, or that of all runs)")
-    parser.add_argument("--print-only", action="store_true", help="no files, only printed tables")
+    parser.add_argument("--print-only", action="store_true", help="no tables or figures as files (scores are kept)")
     args = parser.parse_args()
     args.batch = args.batch or (256 if args.device.type == "cuda" else 64)
     return args
@@ -132,7 +132,7 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
         scores = {
             calibrate: [run.scores(release, possible, calibrate) for run in attacked] for calibrate in calibrations
         }
-        for attack in possible if attacked else []:
+        for attack in possible:
             for calibrate in calibrations:
                 label, rows = attack + ("-ref" if calibrate else ""), []
                 for run, its_cost, its_scores in zip(attacked, costs, scores[calibrate], strict=True):
@@ -151,7 +151,7 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
         return
 
     cheap = {attack: t for attack, t in fixed.items() if attack in ("loss", "pia")}
-    epochs = [row for run in runs for row in over_epochs(run, cheap)]
+    epochs = [row for run in runs for row in over_epochs(run, cheap)] if not args.checkpoint else []
     reports.write(out, {"table.md": table.lines + closing, "results.json": results, "epochs.json": epochs})
     figures.roc_curves(out / "roc.png", curves)
     figures.histograms(out / "histograms.png", histograms, fixed)
@@ -186,9 +186,9 @@ def judge(
         pair = members[at].numpy(), nonmembers[at].numpy()
         adaptive = metrics.adaptive(members, nonmembers, args.seed)
         picks = [(ts[row % len(ts)], sign) for row, sign in adaptive.choices]
-        rules = [RULES[row // len(ts)] for row, _ in adaptive.choices] if len(members) > len(ts) else []
+        rules = [COMBINATIONS[row // len(ts)] for row, _ in adaptive.choices] if len(members) > len(ts) else []
     rows = [
-        summary("published", [(t, 1)], RULES[:1] if rules else [], metrics.published(*pair, args.seed)),
+        summary("published", [(t, 1)], COMBINATIONS[:1] if rules else [], metrics.published(*pair, args.seed)),
         summary("adaptive", picks, rules, adaptive),
     ]
     return rows, adaptive.curve, pair

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+import attacks
 import fid
 from lab import checkpoint, cli
 from lab.files import BadInput
@@ -54,9 +55,9 @@ def main() -> None:
     size.add_argument("--snapshots", type=cli.natural, default=8, help="points of epochs.png (default: %(default)s)")
     judged = parser.add_argument_group("attacks and quality (evaluate.py's flags)")
     attack = f"attacks, or all, which take long (default: {' '.join(cli.ATTACKS)})"
-    judged.add_argument("--attack", nargs="+", default=cli.ATTACKS, help=attack)
+    judged.add_argument("--attack", choices=[*attacks.HOLDS, "all"], nargs="+", default=cli.ATTACKS, help=attack)
     fid.add_weights(judged, default=None)
-    judged.add_argument("--n", type=cli.natural, help="images that each model generates (default: one a member)")
+    judged.add_argument("--n", type=cli.natural, help="images that each model generates (default: one per member)")
     args = parser.parse_args()
 
     began = time.monotonic()

@@ -156,4 +156,4 @@ def update_average(ema: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, several=True)
+    cli.run(main, under_torchrun=True)

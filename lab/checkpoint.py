@@ -75,8 +75,8 @@ def snapshot_in(run: Path, epochs: int) -> Path:
 
 
 def snapshots(run: Path) -> list[Path]:
-    """The run directories of all snapshots in `run`, in the order of their epochs."""
-    found = [path for path in run.glob("epoch-*") if path.name[6:].isdecimal()]
+    """The run directories of all snapshots in `run`, in the order of their epochs, without those that were emptied."""
+    found = [path for path in run.glob("epoch-*") if path.name[6:].isdecimal() and any(path.glob("*.pt"))]
     return sorted(found, key=lambda path: int(path.name[6:]))
 
 
@@ -117,7 +117,7 @@ def require_same_images(one: Checkpoint, other: Checkpoint, run: Path) -> None:
     """Raise BadInput unless both models have the same images and the same split."""
     if found := other.difference(one, "name", "size", "seed", "sha256", "split"):
         advice = "give each experiment (--dataset, --size, --seed, --members, --member-split) a --run of its own"
-        raise BadInput(f"{run}: {other.name} has {found} like {one.name}; {advice}")
+        raise BadInput(f"{run}: {other.name} and {one.name} differ ({found}); {advice}")
 
 
 def open_dataset(name: str, data_dir: str | None, size: int, seed: int, unet: UNetConfig) -> tuple[Tensor, dict]:
@@ -204,7 +204,7 @@ def require_rules(content: dict[str, dict]) -> None:
 
 def checked(content: dict) -> Checkpoint:
     """The checkpoint that a file describes. Raises ValueError, or any other error, where it cannot be one."""
-    content.pop("trained_on", None)  # older files have it, but the split says the same
+    content |= {part: dict.fromkeys(rules) | content[part] for part, rules in RULES.items()}  # None for what is missing
     require_rules({part: content[part] for part in RULES})
     content["split"], content["unet"] = Split(**content["split"]), UNetConfig(**content["unet"])
     checkpoint = Checkpoint(**content)

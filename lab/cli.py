@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ def plain_parser(doc: str) -> argparse.ArgumentParser:
 
 
 def parser(doc: str, dataset: str = "cifar10", several: bool = False, members: str = "") -> argparse.ArgumentParser:
-    """The same with the flags of every script about a run; with `members`, a default in words, also those of the split.
+    """`plain_parser` with the flags that choose images and a run; given the default of --members in words, a split too.
 
     --run has its default after parsing. With `several` it takes one or more directories, and has no default.
     """
@@ -98,18 +97,17 @@ def fail(message: str, status: int = 2) -> None:
     sys.exit(status)
 
 
-def run(main: Callable[[], None], several: bool = False) -> None:
+def run(main: Callable[[], None], under_torchrun: bool = False) -> None:
     """Call a script's main. An error that the user can mend ends it with one line and exit status 2.
 
-    `several`: torchrun may start this script, and then only rank 0 prints. SIGTERM ends a script as Ctrl-C does:
+    `under_torchrun`: torchrun may start this script, and then only rank 0 prints. SIGTERM ends a script as Ctrl-C does:
     temporary files are removed.
     """
-    with suppress(ValueError):  # in a thread
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if distributed.RANK > 0:
         sys.stdout = open(os.devnull, "w")
     try:
-        if distributed.WORLD > 1 and not several:
+        if distributed.WORLD > 1 and not under_torchrun:
             raise BadInput("torchrun is for train.py; start this script with python")
         main()
     except BadInput as error:

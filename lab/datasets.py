@@ -42,9 +42,9 @@ def load(name: str, data_dir: str | None, size: int, resize: Resize) -> Tensor:
     """All training images of one of DATASETS except `toy`, (N, 3, size, size), in their published order.
 
     The dataset `folder` is `data_dir` and its subfolders: the square in the middle of each image. The other datasets
-    are read from `data_dir` (default: data/), also as torchvision leaves them there. If they are not there, they are
-    downloaded into it, unless it holds anything but datasets. A file may hold fewer images than the official one.
-    Raises BadInput for missing and damaged files.
+    are read from `data_dir` (default: data/), also as torchvision leaves them there. Otherwise they are downloaded into
+    it, but never into a `data_dir` that holds other things than datasets. A file may hold fewer images than the
+    official one. Raises BadInput for missing and damaged files.
     """
     if name == "folder":
         if data_dir is None:
@@ -75,7 +75,7 @@ def published_split(path: Path, n: int) -> tuple[np.ndarray, np.ndarray]:
         if both.dtype.kind not in "iu" or len(np.unique(both)) != len(both):
             raise ValueError("members and non-members must be distinct whole numbers")
         if both.size and (both.min() < 0 or both.max() >= n):
-            raise ValueError(f"it has indices up to {both.max():,}; the published splits need the whole of CIFAR-10")
+            raise ValueError(f"its indices are {both.min():,} to {both.max():,}; published splits need all of CIFAR-10")
     except Exception as error:  # numpy raises almost anything on damaged bytes
         kind = f"an .npz file with mia_train_idxs and mia_eval_idxs, indices of {n:,} images"
         raise BadInput(f"--member-split {path}: not {kind} ({in_a_line(error)})") from error
@@ -114,13 +114,13 @@ def _fetch(name: str, root: Path) -> tuple[Source, Path]:
         with open(archive, "rb") as file:
             if hashlib.file_digest(file, "md5").hexdigest() != source.md5:
                 raise BadInput(f"{archive} is not the official archive (its MD5 is not {source.md5}): delete it")
-        with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking") as temporary:
-            try:
+        try:
+            with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking") as temporary:
                 tar = {"filter": "data"} if archive.suffix == ".gz" else {}
                 shutil.unpack_archive(archive, temporary, **tar)
                 os.replace(Path(temporary) / source.folder, root / source.folder)
-            except OSError as error:
-                raise BadInput(f"{archive} cannot be unpacked ({in_a_line(error)})") from error
+        except OSError as error:
+            raise BadInput(f"{archive} cannot be unpacked ({in_a_line(error)})") from error
         if not there:
             archive.unlink()
     return source, root / source.folder
@@ -266,7 +266,7 @@ def _squares(root: Path, pattern: str, size: int, resize: Resize) -> Tensor:
         except Exception as error:  # Pillow's decoders raise almost anything
             bad.append(f"{files[i].relative_to(root)} ({error})")
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # of large images not more at a time: 1 GB each
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a large image takes 1 GB: one for each core
         list(tqdm(pool.map(fill, range(len(files))), str(root), len(files), leave=False, delay=1, unit="img"))
     if bad:
         some = ", ".join(sorted(bad)[:5]) + (", ..." if len(bad) > 5 else "")

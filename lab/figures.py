@@ -14,7 +14,7 @@ from metrics import ROC
 matplotlib.use("agg")  # files only: it needs no display
 from matplotlib import pyplot as plt  # noqa: E402
 
-# the colours of Okabe and Ito; the line styles say the same without colour
+# the colours of Okabe and Ito
 STYLES = {
     "undefended": ("#000000", "-"),
     "A alone": ("#56B4E9", "-"),
@@ -91,7 +91,7 @@ def histograms(path: Path, scores: dict[tuple[str, str], tuple[np.ndarray, np.nd
                 ax.set_axis_off()
                 continue
             members, nonmembers = scores[attack, release]
-            # without the lowest 2 %: a few outliers would press all other scores into one bar
+            # the lowest 2 % go into the first bar: a few outliers would press all other scores into one
             low, high = np.quantile(np.concatenate([members, nonmembers]), [0.02, 1])
             bins = np.linspace(low, high, 25) if low < high else 25
             ax.hist(np.clip(nonmembers, low, high), bins, color="#999999", label="non-members")
@@ -108,8 +108,9 @@ def histograms(path: Path, scores: dict[tuple[str, str], tuple[np.ndarray, np.nd
 
 def pairs(path: Path, closest: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
     """By release: generated images, uint8 (K, 3, H, W), each below its nearest training image, and d1 / d2."""
-    size = (1.1 * max(len(pair[0]) for pair in closest.values()) + 1.6, 2.6 * len(closest))
-    figure, axes = plt.subplots(2 * len(closest), len(next(iter(closest.values()))[0]), figsize=size, squeeze=False)
+    most = max(len(generated) for generated, *_ in closest.values())
+    size = (1.1 * most + 1.6, 2.6 * len(closest))
+    figure, axes = plt.subplots(2 * len(closest), most, figsize=size, squeeze=False)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
     for row, (release, (generated, training, ratio)) in enumerate(closest.items()):
@@ -139,7 +140,7 @@ def _save(figure, path: Path) -> None:
     named = [pair for ax in figure.axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
     if named:  # not every panel has all of them
         names = {label: handle for handle, label in named}
-        columns = max(1, int(figure.get_size_inches()[0] / 1.7))  # as many names as fit into the width
+        columns = int(figure.get_size_inches()[0] / 1.7)  # as many names as fit into the width
         figure.legend(names.values(), names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     figure.set_layout_engine("constrained")
     with atomic_write(path) as temporary:

@@ -79,7 +79,7 @@ def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
 
 
 def require_writable(directory: Path) -> None:
-    """Make `directory` if need be. Raises BadInput, now and not after hours of work, where nothing can be written."""
+    """Make `directory` if need be. Raises BadInput where nothing can be written: call it before the work."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()

@@ -68,7 +68,7 @@ def reuse_memory() -> None:
 def peak_memory(device: torch.device) -> int:
     """The most memory in bytes that this process had, on a GPU or on Linux; 0 elsewhere."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     with suppress(OSError, IndexError):  # getrusage would include the memory of the parent process
         return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
     return 0

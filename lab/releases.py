@@ -48,7 +48,7 @@ RELEASES = {
 }
 # the releases that generate images; an attacker with A and B would sample from them as the pipeline does
 GENERATING = [name for name, release in RELEASES.items() if len(release.models) == 1]
-RULES = "max", "sum"  # how attacks.combine_scores combines the scores of a release with two models
+COMBINATIONS = "max", "sum"  # how attacks.combine_scores combines the scores of a release with two models
 HELD_OUT_T = list(range(50, 1000, 100))  # the held-out loss is the mean over these timesteps
 SAVE_EVERY = 60  # seconds between two saves of the images generated so far
 
@@ -94,8 +94,8 @@ class EvaluatedRun:
     def scores(self, release: str, wanted: dict[str, list[int]], calibrate: bool = False) -> dict[str, list[Tensor]]:
         """The scores of members (R, N) and non-members (R, N) for each wanted attack, with a row for each timestep.
 
-        A release with two models has these rows once for each of RULES. `calibrate` subtracts the reference model's
-        scores. secmi_nn has no scores yet, but error images (R, N, 3, H, W): of all models, the reference's last.
+        A release with two models has these rows once for each of COMBINATIONS. `calibrate` subtracts the scores under
+        the reference. secmi_nn has no scores yet, but error images (R, N, 3, H, W) of all models, the reference's last.
         """
         names, sides = [*RELEASES[release].models, *(["reference"] if calibrate else [])], self.indices(release)
         found, result = [self._scores(name, torch.cat(sides), wanted) for name in names], {}
@@ -105,7 +105,7 @@ class EvaluatedRun:
                 *rows, reference = rows
                 rows = [attacks.calibrated(one, reference, logarithms=attack == "gradient") for one in rows]
             if len(rows) > 1 and attack != "secmi_nn":
-                rows = [attacks.combine_scores(rows, rule) for rule in RULES]
+                rows = [attacks.combine_scores(rows, rule) for rule in COMBINATIONS]
             result[attack] = torch.cat(rows).split([len(side) for side in sides], dim=1)
         return result
 
@@ -153,7 +153,7 @@ class EvaluatedRun:
 
     def _scores(self, name: str, indices: Tensor, wanted: dict[str, list[int]]) -> dict[str, Tensor]:
         """One eps model's scores (T, N) of these images. Those that scores/ already has are not computed again."""
-        key = key_of(self._key(name, attacks, dualmd, unet), indices.numpy())
+        key = key_of(self._key(name, attacks, dualmd, unet, data), indices.numpy())
         calls, folder, found = [(attack, t) for attack, ts in wanted.items() for t in ts], self.path / "scores", {}
         paths = {call: folder / f"{name.replace(' ', '-')}-{call[0]}-{call[1]}.npz" for call in calls}
         for call, path in paths.items():
@@ -170,13 +170,14 @@ class EvaluatedRun:
 
 
 def generates_as(release: str) -> str:
+    """The release whose images and held-out loss stand for this one: each form of DualMD generates as the pipeline."""
     return "DualMD pipeline" if release.startswith("DualMD") else release
 
 
 def require_reference(path: Path, reference: Checkpoint, attacked: Checkpoint) -> None:
-    """Raise BadInput unless this model can be a reference: it has the same dataset, and no image that is scored."""
+    """Raise BadInput unless this model has the same dataset, and was not trained on an image that is scored."""
     if found := reference.difference(attacked, "name", "size", "sha256"):
-        raise BadInput(f"--reference {path}: it has {found} like the attacked models")
+        raise BadInput(f"--reference {path}: it and the attacked models differ ({found})")
     if torch.isin(reference.trained_on, torch.cat([attacked.split.members, attacked.split.nonmembers])).any():
         advice = "train one on others (python train.py --split reference)"
         raise BadInput(f"--reference {path}: it was trained on images that will be scored; {advice}")
@@ -186,7 +187,7 @@ def require_comparable(runs: Sequence[EvaluatedRun]) -> None:
     """Raise BadInput where a mean over these runs would say nothing."""
     for run in runs[1:]:
         if found := run.first.difference(runs[0].first, "name", "size", "members"):
-            raise BadInput(f"--run: {run.path} has {found} like {runs[0].path}: evaluate each by itself")
+            raise BadInput(f"--run: {run.path} and {runs[0].path} differ ({found}): evaluate each by itself")
 
 
 def attack_scores(
@@ -210,7 +211,7 @@ def attack_scores(
                 try:
                     parts[attack, t].append(attacker(queried, schedule, x).cpu())
                 except ValueError as error:
-                    raise BadInput(f"{attack} at t = {t}: {error}") from error
+                    raise BadInput(f"{attack}: {error}") from error
                 bar.update()
     found = {call: torch.cat(part) for call, part in parts.items()}
     for (attack, t), scores in found.items():

@@ -19,7 +19,7 @@ from metrics import is_copy, nearest
 
 
 def memorization(runs: list[EvaluatedRun], args: Namespace, out: Path) -> None:
-    """The table of how much each release's images are copies of its members, and of no others."""
+    """The table of how many generated images are copies of members and, for comparison, of non-members."""
     table, results, pairs = tables.Table(tables.MEMORIZATION, runs), [], {}
     for release in GENERATING:
         rows = []
@@ -35,8 +35,8 @@ def memorization(runs: list[EvaluatedRun], args: Namespace, out: Path) -> None:
                 "of_a": copies & ~of_b,
                 "of_b": copies & of_b,
                 "of_nonmembers": is_copy(control),
+                "nearer_to_members": found[:, 0] < control[:, 0],
             }
-            shares["nearer_to_members"] = found[:, 0] < control[:, 0]
             row = {"model": release, "n": n} | {key: share.float().mean().item() for key, share in shares.items()}
             ratio = (found[:, 0] / found[:, 1]).nan_to_num(1)  # 0 / 0 where two members are the same image
             row |= {"smallest_ratio": ratio.min().item(), "median_ratio": ratio.median().item()}
@@ -110,4 +110,3 @@ def commit() -> str | None:
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     with suppress(OSError):
         return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
-    return None

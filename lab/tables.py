@@ -45,7 +45,7 @@ class Table:
         print(*self.lines, sep="\n", flush=True)
 
     def add(self, rows: list[dict]) -> list[dict]:
-        """Make a row of one release's results, one (or one for each protocol) a run, if there are any. Returns them."""
+        """Add a row of one release's results: those of each run (and protocol), if there are any. Returns them."""
         if rows:
             cells = []
             for _, _, key, form, *protocol in self.columns:
@@ -113,9 +113,9 @@ def overview(rows: list[dict]) -> list[str]:
 
 def print_models(roots: list[Path]) -> None:
     """Print a row for each finished model in these directories and those below, without snapshots."""
-    paths = [path for root in roots for path in sorted(root.rglob("*.pt")) if path.stem in checkpoint.NAMES]
-    rows, unreadable = [], []
-    for path in [path for path in paths if not path.parent.name.startswith("epoch-")]:
+    files = [path for root in roots for path in sorted(root.rglob("*.pt")) if path.stem in checkpoint.NAMES]
+    paths, rows, unreadable = [path for path in files if not path.parent.name.startswith("epoch-")], [], []
+    for path in paths:
         try:
             model = checkpoint.load(path)
         except BadInput as error:

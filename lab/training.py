@@ -1,4 +1,4 @@
-"""What surrounds a training: it is done once, by one process at a time, and it continues where it stopped.
+"""What surrounds a training: no other command trains the same model meanwhile, and it continues where it stopped.
 
 train.py has the loop. Everything random in it is a function of --seed and the step, so an unfinished training is saved
 without the state of a random generator.
@@ -33,7 +33,6 @@ def student(args: Namespace) -> tuple[Checkpoint, Tensor, list[UNet]]:
     flag contradicts their settings.
     """
     a, b = (checkpoint.load(path_in(args.run, half)) for half in "AB")
-    checkpoint.require_same_images(a, b, args.run)
     for flag in ("preset", "size", "members", "member_split", "seed"):
         given, theirs = getattr(args, flag), (a.dataset | a.settings)[flag]
         if given is not None and str(given) != str(theirs):
@@ -59,7 +58,7 @@ def claimed(wanted: Checkpoint, args: Namespace) -> Iterator[bool]:
     try:
         checkpoint.require_rules(dataclasses.asdict(wanted))
     except ValueError as error:
-        raise BadInput(f"no such model can be read again ({error}): change train.py's preset") from error
+        raise BadInput(f"no file may hold such a model ({error}): change the flag, or train.py's preset") from error
     if len(wanted.trained_on) == 0:
         scored = f"all {len(wanted.split.nonmembers):,} non-members will be scored, and no image is left to train on"
         raise BadInput(f"--split reference: {scored}; take fewer --members, for every model of the run")

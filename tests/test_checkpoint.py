@@ -162,11 +162,13 @@ def test_sizes_that_do_not_fit_each_other(tmp_path):
 
 
 def test_a_checkpoint_of_before_is_read(tmp_path):
-    """From before students said who their teachers were."""
+    """From before students said who their teachers were; what may be None may be missing."""
     content = {"format": checkpoint.FORMAT} | dataclasses.asdict(example())
-    del content["settings"]["teachers"]
+    for part, entry in (("settings", "teachers"), ("settings", "member_split"), ("dataset", "data_dir")):
+        del content[part][entry]
     torch.save(content, tmp_path / "A.pt")
-    assert checkpoint.load(tmp_path / "A.pt").settings["epochs"] == settings()["epochs"]
+    loaded = checkpoint.load(tmp_path / "A.pt")
+    assert loaded.settings == settings() | {"member_split": None} and loaded.dataset["data_dir"] is None
 
 
 def test_a_checkpoint_under_another_name(tmp_path):
@@ -184,11 +186,11 @@ def test_a_run_is_one_experiment(tmp_path):
     checkpoint.save(tmp_path, example("A", data_dir="elsewhere"))
     assert list(checkpoint.load_run(tmp_path)) == ["A", "B"]
     checkpoint.save(tmp_path, example("all", members=8))
-    with pytest.raises(BadInput, match="A has split = .* like all; give each"):
+    with pytest.raises(BadInput, match="A and all differ .split = .*; give each"):
         checkpoint.load_run(tmp_path)
     for key, value in {"name": "cifar10", "size": 16, "seed": 1, "sha256": "cd"}.items():
         checkpoint.save(tmp_path, example("all", **{key: value}))
-        with pytest.raises(BadInput, match=f"A has {key} = .*, not {value} like all; give each"):
+        with pytest.raises(BadInput, match=f"A and all differ .{key} = .*, not {value}.; give each"):
             checkpoint.load_run(tmp_path)
 
 

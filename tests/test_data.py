@@ -95,7 +95,7 @@ def test_the_split_of_the_literature(published_split):
     pools, file = datasets.published_split(published_split, 50_000), np.load(published_split)
     for pool, key in zip(pools, ("mia_train_idxs", "mia_eval_idxs"), strict=True):
         assert np.array_equal(pool, file[key].ravel()) and len(pool) == 25_000
-    with pytest.raises(BadInput, match="not .* indices of 5,085 images .*indices up to 49,999"):
+    with pytest.raises(BadInput, match="not .* indices of 5,085 images .*its indices are 0 to 49,999; "):
         datasets.published_split(published_split, 5085)
 
 

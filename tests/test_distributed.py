@@ -32,7 +32,7 @@ if "--broken" in sys.argv:
     sys.argv.remove("--broken")
     if distributed.RANK == 1:
         data.load = unreadable
-cli.run(train.main, several=True)
+cli.run(train.main, under_torchrun=True)
 """
 
 
@@ -154,7 +154,7 @@ def test_only_trainings_are_shared(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.run(lambda: None)
     assert "evaluate.py: torchrun is for train.py;" in capsys.readouterr().err
-    cli.run(lambda: None, several=True)
+    cli.run(lambda: None, under_torchrun=True)
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):

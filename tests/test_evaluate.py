@@ -69,7 +69,7 @@ def scaled(scores):
 
 
 @pytest.mark.slow
-def test_each_target_is_attacked_through_its_own_models(tmp_path, monkeypatch, small):
+def test_each_release_is_attacked_through_its_own_models(tmp_path, monkeypatch, small):
     """Every published AUC once more, straight from attacks.py and the checkpoints, without and with a reference."""
     split = make_run(tmp_path, small)
     for figure in ("roc_curves", "histograms"):
@@ -383,7 +383,7 @@ def test_picks_of_timesteps_and_signs():
 def test_refusals(tmp_path, monkeypatch, small):
     make_run(tmp_path / "one", small, ["all"])
     make_run(tmp_path / "fewer", small, ["all"], members=8)
-    with pytest.raises(BadInput, match="fewer has members = 8, not 12 like .*one: evaluate each by itself"):
+    with pytest.raises(BadInput, match="fewer and .*one differ .members = 8, not 12.: evaluate each by itself"):
         call(monkeypatch, "--run", tmp_path / "one", tmp_path / "fewer")
     make_run(tmp_path / "other", small, ["all", "reference"], seed=3)
     with pytest.raises(BadInput, match="one has no reference model, and others have"):
@@ -402,14 +402,14 @@ def test_refusals(tmp_path, monkeypatch, small):
     elsewhere = checkpoint.load(tmp_path / "other" / "reference.pt")
     elsewhere.dataset["sha256"] = "another"
     checkpoint.save(tmp_path / "elsewhere", elsewhere)
-    with pytest.raises(BadInput, match="--reference .*: it has sha256 = another, not .* like the attacked models"):
+    with pytest.raises(BadInput, match="--reference .*: it and the attacked models differ .sha256 = another, not "):
         call(monkeypatch, "--run", tmp_path / "one", "--reference", tmp_path / "elsewhere" / "reference.pt")
     make_run(tmp_path / "nothing", small, ["reference"])
     with pytest.raises(BadInput, match="nothing/ has no model to attack, only a reference"):
         call(monkeypatch, "--run", tmp_path / "nothing")
-    with pytest.raises(BadInput, match="secmi at t = 55: .* multiple"):
+    with pytest.raises(BadInput, match="secmi: t = 55: .* multiple"):
         call(monkeypatch, "--run", tmp_path / "one", "--attack", "secmi", "--grid", 55)
-    with pytest.raises(BadInput, match="pia at t = 1000: .* 0 to 999"):
+    with pytest.raises(BadInput, match="pia: t = 1000.* 0 to 999"):
         call(monkeypatch, "--run", tmp_path / "one", "--attack", "pia", "--t", 1000)
     make_run(tmp_path / "two", small, ["all"], members=2)
     call(monkeypatch, "--run", tmp_path / "two", "--attack", "pia", "--print-only")
@@ -547,7 +547,7 @@ def frechet(x, y):
     return np.square(x.mean(0) - y.mean(0)).sum() + traces
 
 
-def test_fid_of_every_target_to_members_and_to_held_out_images(tmp_path, monkeypatch, small, eyes, capsys):
+def test_fid_of_every_release_to_members_and_to_held_out_images(tmp_path, monkeypatch, small, eyes, capsys):
     split = make_run(tmp_path, small)
     call(monkeypatch, "--run", tmp_path, "--fid", "--batch", 7)
     rows = {row["model"]: row for row in json.loads((tmp_path / "fid.json").read_text())}
@@ -678,8 +678,10 @@ def test_a_published_model_is_judged_by_its_own_split(tmp_path, monkeypatch, sma
     row = rows["undefended", "pia", "published"]
     assert (row["n_members"], row["n_nonmembers"]) == (12, 12)
     assert row["auc"] == pytest.approx(metrics.auc(members.detach().numpy(), nonmembers.detach().numpy()), abs=1e-6)
-    # fewer of them; and without a split it is said whose members these are
+    # fewer of them, beside the snapshots of another model; and without a split it is said whose members these are
+    make_run(tmp_path / "elsewhere" / "epoch-0002", small, ["all"])
     call(monkeypatch, *flags, "--members", 4, "--out", "elsewhere")
+    assert json.loads((tmp_path / "elsewhere" / "epochs.json").read_text()) == []
     assert rows_of(tmp_path / "elsewhere")["undefended", "pia", "published"]["n_members"] == 4
     kept = np.load(tmp_path / "elsewhere" / "scores" / "all-pia-200.npz")["image"]
     assert set(kept[:4]) < set(range(3, 15)) and set(kept[4:]) < set(range(20, 32))
@@ -752,3 +754,11 @@ def test_models_are_listed(tmp_path, monkeypatch, small, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
     with pytest.raises(BadInput, match="no trained model in runs/toy/seed-1: train one"):
         call(monkeypatch, "--list", "--run", "runs/toy/seed-1")
+    with pytest.raises(BadInput, match="no trained model in runs/other/epoch-0002: train one"):
+        call(monkeypatch, "--list", "--run", "runs/other/epoch-0002")
+
+
+def test_closest_pairs_of_releases_with_different_numbers_of_images(tmp_path):
+    few, many = ((torch.zeros(n, 3, 8, 8, dtype=torch.uint8),) * 2 + (torch.ones(n),) for n in (2, 5))
+    figures.pairs(tmp_path / "pairs.png", {"A alone": few, "DistillMD cross": many})
+    assert (tmp_path / "pairs.png").stat().st_size > 1000

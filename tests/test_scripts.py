@@ -339,7 +339,7 @@ def test_a_snapshot_is_what_a_shorter_training_makes(tmp_path, monkeypatch):
     assert same(underway.weights, short.weights) and underway.settings == short.settings
     assert same(weights(tmp_path / "long", "all"), weights(tmp_path / "plain", "all"))
     call(monkeypatch, *flags, "--epochs", 5, "--restart", "--run", tmp_path / "long")
-    assert not list((tmp_path / "long").glob("*/*.pt")), "the snapshots of a training that is no more"
+    assert not checkpoint.snapshots(tmp_path / "long"), "the snapshots of a training that is no more"
 
 
 def test_the_average_of_the_weights_is_kept(tmp_path, monkeypatch):
@@ -506,9 +506,9 @@ def test_a_run_stays_one_experiment(tmp_path, monkeypatch, capsys):
     assert "is trained already" in said and " steps" not in said, "it is not trained once more"
     with pytest.raises(BadInput, match="A.pt was trained with epochs = 3, not 4"):
         call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--epochs", 4)
-    with pytest.raises(BadInput, match="A has seed = 0, not 1 like B; give each experiment .* a --run of its own"):
+    with pytest.raises(BadInput, match="A and B differ .seed = 0, not 1.; give each experiment .* a --run of its own"):
         call(monkeypatch, "--split", "B", "--run", tmp_path, *TINY, "--seed", 1)
-    with pytest.raises(BadInput, match="A has split = .* like B; give each"):
+    with pytest.raises(BadInput, match="A and B differ .split = .*; give each"):
         call(monkeypatch, "--split", "B", "--run", tmp_path, "--members", 12, "--epochs", 3)
     with pytest.raises(BadInput, match="B.pt does not exist"):
         call(monkeypatch, "--distill", "cross", "--run", tmp_path)
@@ -557,7 +557,7 @@ def test_images_of_another_size(tmp_path, monkeypatch):
     call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY, "--size", 8)
     dataset = checkpoint.load(tmp_path / "A.pt").dataset
     assert dataset["size"] == 8 and dataset["sha256"] == data.fingerprint(data.toy(8, 0))
-    with pytest.raises(BadInput, match="A has size = 8, not 16 like B; give each"):
+    with pytest.raises(BadInput, match="A and B differ .size = 8, not 16.; give each"):
         call(monkeypatch, "--split", "B", "--run", tmp_path, *TINY)
     call(monkeypatch, "--split", "B", "--run", tmp_path, *TINY, "--size", 8)
     with pytest.raises(BadInput, match="--size 16: the teachers in .* were trained with 8"):
@@ -678,6 +678,7 @@ REFUSALS = {
     "train.py --split A --device warp": "argument --device: this machine's torch has no device 'warp' .*",
     "train.py --split A --dataset toy --run pictures/cat.png": "cannot write into pictures/cat.png: File exists",
     "train.py --distill cross": "runs/cifar10/A.pt does not exist",
+    "reproduce.py --attack pia pai": "argument --attack: invalid choice: 'pai' .*",
     "reproduce.py --seeds 0": "argument --seeds: 0 is not a whole number from 1 .*",
     "reproduce.py --dataset cifar10 --data-dir nowhere": "--data-dir nowhere: no such directory; .*",
     "train.py --split A --dataset toy --member-split cut": "--member-split cut: not an .npz file .*",

@@ -227,7 +227,7 @@ def outcome(command: str, folder: Path, official: Path, seconds: int = 10) -> di
                 for path in official.glob(f"*/{source.archive}"):
                     sources[i] = dataclasses.replace(source, md5=hashlib.md5(path.read_bytes()).hexdigest())
         sys.argv = command.split()
-        cli.run(SCRIPTS[sys.argv[0]], several=True)
+        cli.run(SCRIPTS[sys.argv[0]], under_torchrun=True)
 
     def contents() -> dict[Path, bytes]:
         return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}

@@ -30,7 +30,6 @@ class NoiseSchedule:
         self.T = T
         self.beta = torch.linspace(beta_1, beta_T, T, dtype=torch.float64)
         self.alpha_bar = torch.cumprod(1 - self.beta, dim=0)  # DDPM section 2
-        self._tables = {}  # sqrt(alpha_bar) and sqrt(1 - alpha_bar), by dtype and device
 
     def add_noise(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
         """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps  (DDPM eq. 4)."""
@@ -91,12 +90,13 @@ class NoiseSchedule:
 
     def _signal_and_noise(self, t: Time, x: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), on the device of x and shaped to multiply x."""
-        if (x.dtype, x.device) not in self._tables:  # one copy for each device, so that a step moves no data
+        tables = vars(self).setdefault("_tables", {})  # kept by dtype and device, so that a step moves no data
+        if (x.dtype, x.device) not in tables:
             # index -1 finds the 1 at the end: alpha_bar of the clean image
             alpha_bar = torch.cat([self.alpha_bar, torch.ones(1, dtype=torch.float64)])
             roots = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-            self._tables[x.dtype, x.device] = [root.to(x.dtype).to(x.device) for root in roots]
-        signal, noise = self._tables[x.dtype, x.device]
+            tables[x.dtype, x.device] = [root.to(x.dtype).to(x.device) for root in roots]
+        signal, noise = tables[x.dtype, x.device]
         shape = (-1, 1, 1, 1) if isinstance(t, Tensor) and t.ndim else ()
         return signal[t].view(shape), noise[t].view(shape)
 

@@ -43,6 +43,17 @@ def test_schedule():
     assert other.alpha_bar[-1].item() == pytest.approx(0.9**10)
 
 
+def test_a_schedule_that_sets_only_what_exercise_1_asks_for():
+    class Written(NoiseSchedule):
+        def __init__(self):
+            self.T, self.beta = 4, torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+            self.alpha_bar = torch.cumprod(1 - self.beta, 0)
+
+    x0, eps = torch.ones(1, 3, 2, 2), torch.full((1, 3, 2, 2), 2.0)
+    expected = NoiseSchedule(4, 0.1, 0.4).add_noise(x0, 2, eps)
+    torch.testing.assert_close(Written().add_noise(x0, 2, eps), expected)
+
+
 @pytest.mark.parametrize("t", [0, 1, 500, 999])
 def test_add_noise(t):
     x0, eps = images(seed=1), images(seed=2)

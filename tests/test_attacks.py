@@ -354,8 +354,8 @@ def test_combine_scores():
         attacks.combine_scores([one, other], "max").numpy(), np.maximum(first, second), rtol=1e-6
     )
     np.testing.assert_allclose(attacks.combine_scores([one, other], "sum").numpy(), first + second, rtol=1e-6)
-    equal = torch.full((5,), 7.0)
-    assert torch.equal(attacks.combine_scores([one, equal], "sum"), torch.from_numpy(first).float())
+    equal, expected = torch.tensor([7.0, 7, 7, 7, 9]), torch.from_numpy(first) + torch.tensor([0, 0, 0, 0, 2])
+    torch.testing.assert_close(attacks.combine_scores([one, equal], "sum"), expected.float())
     rows = torch.stack([one, one.flip(0)]), torch.stack([other, other])
     assert torch.equal(attacks.combine_scores(rows, "max")[0], attacks.combine_scores([one, other], "max"))
 

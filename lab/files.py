@@ -89,10 +89,10 @@ def require_writable(directory: Path) -> None:
 
 def write_tensors(path: Path, content: dict) -> None:
     """Write `path` with torch.save, whole or not at all."""
-    content_in_bytes = io.BytesIO()
-    torch.save(content, content_in_bytes)  # into a file, it would hide the OSError of a full disk
+    buffer = io.BytesIO()
+    torch.save(content, buffer)  # into a file, it would hide the OSError of a full disk
     with atomic_write(path) as temporary:
-        temporary.write_bytes(content_in_bytes.getbuffer())
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def read_tensors(path: Path, kind: str) -> dict:

@@ -120,17 +120,17 @@ def _draw(i: int, size: int, seed: int) -> np.ndarray:
     def colour(dh: float, saturation: float, value: float) -> tuple[int, ...]:
         return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb((hue + dh) % 1, saturation, value))
 
-    sky = Image.linear_gradient("L").resize((canvas, canvas))
-    image = ImageOps.colorize(sky, colour(0, 0.6, random.uniform(0.3, 0.6)), colour(0.1, 0.35, random.uniform(0.8, 1)))
+    sky = Image.linear_gradient("L").resize((1, canvas))
+    sky = ImageOps.colorize(sky, colour(0, 0.6, random.uniform(0.3, 0.6)), colour(0.1, 0.35, random.uniform(0.8, 1)))
+    image = sky.resize((canvas, canvas), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
     for _ in range(random.randint(4, 29)):
         corners = random.choice([3, 4, 6, 48])  # 48: nearly a circle
         x, y = random.uniform(size=2) * canvas
         radius, turn = random.uniform(0.06, 0.2) * canvas, random.uniform(0, 2 * math.pi)
         reach = [1, 0.5] if random.uniform() < 0.3 else [1]  # a star: every other corner is nearer to the centre
-        points = []
-        for k in range(corners * len(reach)):
-            r, angle = radius * reach[k % len(reach)], turn + 2 * math.pi * k / (corners * len(reach))
-            points.append((x + r * math.cos(angle), y + r * math.sin(angle)))
+        angle = turn + 2 * math.pi * np.arange(corners * len(reach)) / (corners * len(reach))
+        r = radius * np.tile(reach, corners)
+        points = np.stack([x + r * np.cos(angle), y + r * np.sin(angle)], axis=1).ravel().tolist()
         draw.polygon(points, fill=colour(random.uniform(0.25, 0.75), random.uniform(0.5, 0.9), random.uniform(0.6, 1)))
     return np.asarray(image.reduce(8))

@@ -14,7 +14,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 EpsModel = Callable[[Tensor, Tensor], Tensor]
 Time = int | Tensor  # one timestep for all images, or int64 (N,) with one for each image
@@ -172,7 +171,6 @@ def denoise(
     method: str = "ddim",
     stride: int = 10,
     eta: float = 0.0,
-    progress: bool = False,
 ) -> Tensor:
     """Denoise x (N, 3, H, W), which has the noise of timestep t (default: the first), to images in [-1, 1].
 
@@ -188,7 +186,7 @@ def denoise(
     def normal() -> Tensor:
         return torch.randn(x.shape, generator=generator, device=generator.device).to(x)
 
-    for now in tqdm(range(t, -1, -stride), desc="sampling", disable=not progress):
+    for now in range(t, -1, -stride):
         eps = eps_model(x, torch.full((len(x),), now, device=x.device))
         if method == "ddpm":
             x = schedule.ddpm_step(x, eps, now, normal(), clip=True)

@@ -151,12 +151,13 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
         return
 
     cheap = {attack: t for attack, t in fixed.items() if attack in ("loss", "pia")}
-    epochs = [row for run in runs for row in over_epochs(run, cheap)] if not args.checkpoint else []
+    own = [] if args.checkpoint else runs  # what lies beside the scores of another's model is not of that model
+    epochs = [row for run in own for row in over_epochs(run, cheap)]
     reports.write(out, {"table.md": table.lines + closing, "results.json": results, "epochs.json": epochs})
     figures.roc_curves(out / "roc.png", curves)
     figures.histograms(out / "histograms.png", histograms, fixed)
     figures.over_epochs(out / "epochs.png", epochs)
-    grids = {name: runs[0].path / f"samples-{RELEASES[name].models[0]}.png" for name in runs[0].releases}
+    grids = {name: run.path / f"samples-{RELEASES[name].models[0]}.png" for run in own[:1] for name in run.releases}
     figures.samples(out / "samples.png", grids)
     print(f"table, results and figures are in {out}/")
 

@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-import data
-from dualmd import DualMD, denoise
 from lab import checkpoint, cli
 from lab.files import BadInput, atomic_write
 from lab.hardware import reuse_memory
+from lab.releases import generate
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
     how.add_argument("--method", choices=["ddim", "ddpm"], default="ddim", help="sampler (default: %(default)s)")
     how.add_argument("--stride", type=cli.natural, default=10, help="DDIM's step in timesteps (default: %(default)s)")
     how.add_argument("--eta", type=float, default=0.0, help="DDIM's fresh noise, 0 to 1 (default: %(default)s)")
-    how.add_argument("--batch", type=cli.natural, default=256, help="images at a time (default: %(default)s)")
+    how.add_argument("--batch", type=cli.natural, help="images at a time (default: 128, on a GPU 256)")
     args = parser.parse_args()
     if not 0 <= args.eta <= 1:
         raise BadInput(f"--eta {args.eta}: must be between 0 and 1")
@@ -38,21 +37,18 @@ def main() -> None:
     names = ["A", "B"] if args.model == "dual" else [args.model]
     loaded = [checkpoint.load(checkpoint.path_in(args.run, name)) for name in names]
     checkpoint.require_same_images(loaded[0], loaded[-1], args.run)
-    models = [one.eps_model(args.device) for one in loaded]
-    eps_model = DualMD(*models, stride=args.stride) if args.model == "dual" else models[0]
+    networks = [one.eps_model(args.device) for one in loaded]
+    args.batch = args.batch or (256 if args.device.type == "cuda" else 128)
 
     reuse_memory()
     generator = torch.Generator().manual_seed(cli.seed_for(args.seed, "sample"))
-    size, schedule = loaded[0].dataset["size"], loaded[0].noise_schedule()
-    how = {"method": args.method, "stride": args.stride, "eta": args.eta, "generator": generator, "progress": True}
-    images = []
-    for first in range(0, args.n, args.batch):
-        x_T = torch.randn((min(args.batch, args.n - first), 3, size, size), generator=generator)
-        images.append(data.to_uint8(denoise(eps_model, schedule, x_T.to(args.device), **how).cpu()))
+    x_T = torch.randn((args.n, 3, *[loaded[0].dataset["size"]] * 2), generator=generator)
+    how = {"method": args.method, "stride": args.stride, "eta": args.eta, "generator": generator}
+    images = torch.cat([*generate(networks, loaded[0].noise_schedule(), x_T, args, args.model, **how)])
 
     out = args.out or args.run / f"samples-{args.model}.png"
     with atomic_write(out) as temporary:
-        grid(torch.cat(images)).save(temporary, format="PNG")
+        grid(images).save(temporary, format="PNG")
     print(f"{out}: {args.n} images of {args.model}")
 
 

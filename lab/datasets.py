@@ -112,7 +112,7 @@ def _fetch(name: str, root: Path) -> tuple[Source, Path]:
         if not there:
             download(source.site + source.archive, archive, f"md5:{source.md5}")
         with open(archive, "rb") as file:
-            if hashlib.file_digest(file, "md5").hexdigest() != source.md5:
+            if there and hashlib.file_digest(file, "md5").hexdigest() != source.md5:
                 raise BadInput(f"{archive} is not the official archive (its MD5 is not {source.md5}): delete it")
         try:
             with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking") as temporary:

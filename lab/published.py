@@ -43,16 +43,12 @@ def load_published(path: Path) -> tuple[UNetConfig, dict[str, Tensor], int]:
         checkpoint.require_network(unet, weights)
         if len(table) not in checkpoint.RULES["schedule"]["T"]:
             raise ValueError(f"{len(table)} timesteps")
-        off = (_table(unet.ch, len(table)) - table).abs().max().item()
+        off = (SinusoidalEmbedding(unet.ch)(torch.arange(len(table))) - table).abs().max().item()
         if not off < 1e-3:
             raise ValueError(f"its table of timesteps is off by {off:.3g}")
     except Exception as error:  # made-up content can fail in any way
         raise BadInput(f"{path} holds another network than pytorch-ddpm's ({in_a_line(error)})") from error
     return unet, {name: value.float() for name, value in weights.items()}, len(table)
-
-
-def _table(ch: int, T: int) -> Tensor:
-    return SinusoidalEmbedding(ch)(torch.arange(T))
 
 
 def _sizes_of(weights: dict[str, Tensor]) -> UNetConfig:
@@ -86,7 +82,7 @@ def publish(model: Checkpoint, path: Path) -> Path:
 
     "net_model" gets the averaged weights too, because no others are kept. Returns the path of the .npz.
     """
-    weights = {TABLE: _table(model.unet.ch, model.schedule["T"])}
+    weights = {TABLE: SinusoidalEmbedding(model.unet.ch)(torch.arange(model.schedule["T"]))}
     for name, value in model.weights.items():
         weights[name.replace("time_embedding.", "time_embedding.timembedding.")] = value
     split, members = path.with_name(f"{path.stem}-split.npz"), model.trained_on.numpy()

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -117,22 +117,22 @@ class EvaluatedRun:
     def generated(self, release: str, n: int) -> Tensor:
         """n images that a release generates, uint8 (n, 3, H, W). All releases start from the same noise."""
         (name,) = RELEASES[release].models
-        path, key = self.path / "generated" / f"{name}.npz", self._key(name, dualmd, unet, data)
+        key = self._key(name, dualmd, unet, data, hardware) + str(hardware.bfloat16_is_faster(self.args.device))
+        path = self.path / "generated" / f"{name}.npz"
         # --fid judges the same images as --memorization
         generator = torch.Generator().manual_seed(seed_for(self.args.seed, "memorization"))
         x_T = torch.randn((n, *self.images.shape[1:]), generator=generator)
         images = torch.empty(x_T.shape, dtype=torch.uint8)
         kept = read_kept(path, key).get("images", images[:0])[:n]  # of an interrupted run, or of a smaller n
-        images[: len(kept)], saved = torch.as_tensor(kept), time.monotonic()
-        with tqdm(total=n, initial=len(kept), desc=f"images of {name}", unit="img", leave=False) as bar:
-            for first in range(len(kept), n, self.args.batch):
-                x = x_T[first : first + self.args.batch].to(self.args.device)
-                x, end = dualmd.denoise(self.eps_models[name], self.schedule, x), first + len(x)
-                images[first:end] = data.to_uint8(x.cpu())
-                bar.update(len(x))
-                if end == n or time.monotonic() - saved > SAVE_EVERY:
-                    keep(path, key, images=images[:end].numpy())
-                    saved = time.monotonic()
+        end, saved = len(kept), time.monotonic()
+        images[:end] = torch.as_tensor(kept)
+        networks = [self.eps_models[half] for half in ("AB" if name == "dual" else [name])]
+        for batch in generate(networks, self.schedule, x_T[end:], self.args, name) if end < n else []:
+            images[end : end + len(batch)] = batch
+            end += len(batch)
+            if end == n or time.monotonic() - saved > SAVE_EVERY:
+                keep(path, key, images=images[:end].numpy())
+                saved = time.monotonic()
         return images
 
     def gaussian(self, what: str, images: Tensor, inception: fid.InceptionV3) -> fid.Gaussian:
@@ -169,6 +169,28 @@ class EvaluatedRun:
         return {attack: torch.stack([found[attack, t] for t in ts]) for attack, ts in wanted.items()}
 
 
+def generate(
+    networks: list[unet.UNet], schedule: NoiseSchedule, x_T: Tensor, args: Namespace, name: str, stride: int = 10, **how
+) -> Iterator[Tensor]:
+    """Denoise x_T (N, 3, H, W) with one network, or with two as DualMD: batches of uint8 images on the CPU, in order.
+
+    `how` has other arguments of `dualmd.denoise`.
+    """
+    fast = [hardware.for_sampling(network, schedule.T) for network in networks]
+    eps_model = DualMD(*fast, stride=stride) if len(fast) == 2 else fast[0]
+    steps = schedule.T if how.get("method") == "ddpm" else (schedule.T - 1) // stride + 1
+
+    def counted(x: Tensor, t: Tensor) -> Tensor:
+        bar.update(len(x))
+        return spread(x, t)
+
+    form = {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]", "leave": False}
+    bar = tqdm(total=len(x_T) * steps, desc=f"{len(x_T)} images of {name}", **form)
+    with bar, hardware.on_all_cores(eps_model, args.device) as spread:
+        for x in x_T.split(args.batch):
+            yield data.to_uint8(dualmd.denoise(counted, schedule, x.to(args.device), stride=stride, **how).cpu())
+
+
 def generates_as(release: str) -> str:
     """The release whose images and held-out loss stand for this one: each form of DualMD generates as the pipeline."""
     return "DualMD pipeline" if release.startswith("DualMD") else release
@@ -202,14 +224,15 @@ def attack_scores(
             generator = torch.Generator().manual_seed(seed_for(args.seed, "attack", attack, t))
             attackers[attack, t].keywords["generator"] = generator
     batches = x0.split(args.batch)
-    with tqdm(total=len(batches) * len(calls), desc=f"attacks on {name}", leave=False) as bar:
+    bar = tqdm(total=len(batches) * len(calls), desc=f"attacks on {name}", leave=False)
+    with bar, hardware.on_all_cores(eps_model, args.device) as spread:
         for batch in batches:
-            x, memoized = data.to_float(batch.to(args.device)), memoize(eps_model)
+            x, memoized = data.to_float(batch.to(args.device)), memoize(spread)
+            # gradient needs the network itself, and rediffuse shares no query with another attack
+            asked = {"gradient": eps_model, "rediffuse": spread}
             for (attack, t), attacker in attackers.items():
-                # these two share no query with another attack
-                queried = eps_model if attack in ("rediffuse", "gradient") else memoized
                 try:
-                    parts[attack, t].append(attacker(queried, schedule, x).cpu())
+                    parts[attack, t].append(attacker(asked.get(attack, memoized), schedule, x).cpu())
                 except ValueError as error:
                     raise BadInput(f"{attack}: {error}") from error
                 bar.update()

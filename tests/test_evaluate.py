@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import Spy, settings
+from conftest import Spy, same, settings
 from PIL import Image
 
 import attacks
@@ -21,7 +21,7 @@ import evaluate
 import fid
 import metrics
 from dualmd import DualMD, NoiseSchedule, denoise
-from lab import checkpoint, cli, figures, releases, reports, tables
+from lab import checkpoint, cli, figures, hardware, releases, reports, tables
 from lab.files import BadInput
 from lab.published import load_published, publish
 from lab.releases import EvaluatedRun
@@ -72,6 +72,7 @@ def scaled(scores):
 def test_each_release_is_attacked_through_its_own_models(tmp_path, monkeypatch, small):
     """Every published AUC once more, straight from attacks.py and the checkpoints, without and with a reference."""
     split = make_run(tmp_path, small)
+    monkeypatch.setattr(metrics, "RESAMPLES", 2)
     for figure in ("roc_curves", "histograms"):
         monkeypatch.setattr(figures, figure, lambda *args: None)  # take long to draw, and are drawn in another test
     monkeypatch.setattr(attacks, "secmi_nn", functools.partial(attacks.secmi_nn, steps=2))
@@ -299,6 +300,7 @@ def test_half_a_run(tmp_path, small):
 
 @pytest.mark.slow
 def test_what_is_written(tmp_path, monkeypatch, small, capsys):
+    monkeypatch.setattr(metrics, "RESAMPLES", 10)
     runs = [tmp_path / "seed-0", tmp_path / "seed-1"]
     for seed, run in enumerate(runs):
         make_run(run, small, seed=seed)
@@ -473,21 +475,71 @@ def test_generated_images_are_the_samplers(tmp_path, small):
     few = training.generated("DualMD pipeline", 5)
     assert few.shape == (5, 3, 8, 8) and few.dtype == torch.uint8
     generator = torch.Generator().manual_seed(cli.seed_for(0, "memorization"))
-    expected = denoise(training.eps_models["dual"], NoiseSchedule(), torch.randn((2, 3, 8, 8), generator=generator))
-    assert torch.equal(few[:2], data.to_uint8(expected))
+    dual = DualMD(*(hardware.for_sampling(training.eps_models[half], 1000) for half in "AB"))
+    noise = torch.randn((2, 3, 8, 8), generator=generator)
+    assert torch.equal(few[:2], data.to_uint8(denoise(dual, NoiseSchedule(), noise)))
     assert len(few.flatten(1).unique(dim=0)) == 5
     assert (tmp_path / "generated" / "dual.npz").exists(), "kept, though it took no minute"
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("bfloat16, error", [(False, 1e-5), (True, 0.02)])
+def test_what_generates_is_the_same_network(monkeypatch, wide, bfloat16, error):
+    """Up to rounding, and bfloat16 itself would not tell the last timesteps from each other."""
+    monkeypatch.setattr(hardware, "bfloat16_is_faster", lambda device: bfloat16)
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(128, (1, 1), (1,), 1, 0.0, 32) if wide else CONFIG).eval().requires_grad_(False)
+    for weight in [weight for weight in network.parameters() if weight.dim() == 4]:  # no branch is near zero
+        torch.nn.init.xavier_uniform_(weight)
+    network.time_embedding[-1].weight *= 5
+    fast, x, before = hardware.for_sampling(network, 1000), torch.randn(2, 3, 8, 8), dict(network.state_dict())
+    for t in (0, 1, 499, 998, 999):
+        expected, found = (model(x, torch.tensor([t, 7])) for model in (network, fast))
+        assert found.dtype == torch.float32 and found.is_contiguous()
+        neighbour = network(x, torch.tensor([t - 1 if t else 1, 7]))
+        assert (found - expected).norm() < error * expected.norm()
+        assert (found - expected)[0].norm() < (neighbour - expected)[0].norm() / 2
+    assert same(network.state_dict(), before) and network.head.weight.dtype == torch.float32
+
+
+def test_however_many_cores_generate_and_attack_the_same(tmp_path, small):
+    make_run(tmp_path, small, ["all"])
+    network, x_T = checkpoint.load(tmp_path / "all.pt").eps_model(), torch.randn(5, 3, 8, 8)
+    args, schedule = types.SimpleNamespace(batch=4, seed=0, device=torch.device("cpu")), NoiseSchedule(T=50)
+
+    def on_cores(cores, function, *its, **how):
+        torch.set_num_threads(cores)
+        try:
+            return function(*its, **how)
+        finally:
+            assert torch.get_num_threads() == cores
+            torch.set_num_threads(1)
+
+    def images(cores, **how):
+        generator = torch.Generator().manual_seed(0)
+        its = [network], schedule, x_T, args, "all"
+        found = on_cores(cores, lambda: [*releases.generate(*its, generator=generator, **how)])
+        assert [len(batch) for batch in found] == [4, 1]
+        return torch.cat(found)
+
+    for how in ({}, {"stride": 5, "eta": 1.0}, {"method": "ddpm"}):
+        assert torch.equal(images(1, **how), images(3, **how)), how
+    calls = [(attack, 20) for attack in ("loss", "pia", "secmi", "rediffuse", "gradient")]
+    its = network, schedule, small[:5], calls, args, "all"
+    one, several = (on_cores(cores, releases.attack_scores, *its) for cores in (1, 3))
+    for call in calls:
+        torch.testing.assert_close(one[call], several[call])
 
 
 def test_generated_images_are_kept_and_go_on(tmp_path, monkeypatch, small):
     make_run(tmp_path, small, ["all", "A", "B"])
     sizes = []
 
-    def spy(eps_model, schedule, x, original=dualmd.denoise):
+    def spy(eps_model, schedule, x, original=dualmd.denoise, **how):
         sizes.append(len(x))
         if len(sizes) == interrupt_at:
             raise KeyboardInterrupt
-        return original(eps_model, schedule, x)
+        return original(eps_model, schedule, x, **how)
 
     def generate(n, batch=4, seed=0):
         sizes.clear()
@@ -680,8 +732,10 @@ def test_a_published_model_is_judged_by_its_own_split(tmp_path, monkeypatch, sma
     assert row["auc"] == pytest.approx(metrics.auc(members.detach().numpy(), nonmembers.detach().numpy()), abs=1e-6)
     # fewer of them, beside the snapshots of another model; and without a split it is said whose members these are
     make_run(tmp_path / "elsewhere" / "epoch-0002", small, ["all"])
+    Image.new("RGB", (8, 8)).save(tmp_path / "elsewhere" / "samples-all.png")
     call(monkeypatch, *flags, "--members", 4, "--out", "elsewhere")
     assert json.loads((tmp_path / "elsewhere" / "epochs.json").read_text()) == []
+    assert not (tmp_path / "elsewhere" / "samples.png").exists()
     assert rows_of(tmp_path / "elsewhere")["undefended", "pia", "published"]["n_members"] == 4
     kept = np.load(tmp_path / "elsewhere" / "scores" / "all-pia-200.npz")["image"]
     assert set(kept[:4]) < set(range(3, 15)) and set(kept[4:]) < set(range(20, 32))

@@ -7,14 +7,7 @@ It runs as many at a time as there are cores. It leaves out those whose output i
 command continues after Ctrl-C. Each seed is a training of all models, in a directory of its own.
 """
 
-import os
-import shlex
-import subprocess
-import sys
-import time
 from argparse import Namespace
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,25 +16,11 @@ import attacks
 import fid
 from lab import checkpoint, cli
 from lab.files import BadInput
+from lab.jobs import Job, run_all
 
 # Members and epochs by dataset and preset: the undefended model memorises its members, and training ends soon after.
 # All other values are train.py's.
 SIZES = {("toy", "tiny"): (128, 200), ("cifar10", "tiny"): (112, 250)}
-
-
-@dataclass
-class Job:
-    command: list[str]
-    needs: list[Path] = field(default_factory=list)  # files of other jobs that it reads
-    makes: list[Path] = field(default_factory=list)  # files that it leaves; if they are there, it has nothing to do
-    cores: int = 1
-
-    @property
-    def done(self) -> bool:
-        return bool(self.makes) and all(path.exists() for path in self.makes)
-
-    def __str__(self) -> str:
-        return shlex.join(self.command)
 
 
 def main() -> None:
@@ -60,7 +39,6 @@ def main() -> None:
     judged.add_argument("--n", type=cli.natural, help="images that each model generates (default: one per member)")
     args = parser.parse_args()
 
-    began = time.monotonic()
     cores = torch.get_num_threads() if args.device.type == "cpu" else 1  # on a GPU one command at a time
     without_fid = reason_without_fid(args)
     jobs = study(args, cores, with_fid=not without_fid)
@@ -73,9 +51,10 @@ def main() -> None:
     if without_fid:
         print(f"\nFID is left out: {without_fid}")
     print(flush=True)
-    run_all([job for job in jobs if not job.done], cores, args.device.type == "cpu")
-    minutes, seconds = divmod(round(time.monotonic() - began), 60)
-    print(f"{minutes} min {seconds} s")
+    times = run_all([job for job in jobs if not job.done], cores, args.device.type == "cpu")
+    for job, *moments in sorted(times, key=lambda row: row[1]):
+        began, ended = (f"{int(moment) // 60}:{int(moment) % 60:02}" for moment in moments)
+        print(f"{began:>5} to {ended:>5}  {' '.join(job.command[1 : job.command.index('--run') + 2])}")
 
 
 def reason_without_fid(args: Namespace) -> str | None:
@@ -109,22 +88,24 @@ def study(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
         into = ["--run", run, "--snapshots", args.snapshots]
         for split in ("all", "A", "B"):
             add("train.py", "--split", split, *into, *size, "--seed", seed, makes=[model[split]])
-        if seed == 0 and not (root / "table.md").exists():
-            # a first result, long before the last training is over
-            first = [model["all"], model["A"], model["B"]]
-            add("evaluate.py", "--attack", "pia", "--print-only", "--run", run, needs=first)
+        attacked, missing = [model[name] for name in ("all", "A", "B")], not (root / "table.md").exists()
+        if seed == 0 and missing:  # a first result, long before the last training is over
+            add("evaluate.py", "--attack", "pia", "--print-only", "--run", run, needs=attacked)
+        reference = []  # the attacker's own model; if every image is scored, none is left to train it on
+        if its["preset"] != "cifar10" or its["members"]:
+            reference = [run / "reference.pt"]
+            add("train.py", "--split", "reference", "--run", run, *size, "--seed", seed, makes=reference)
         for targets in ("cross", "average"):
             student = model[f"distill-{targets}"]
             add("train.py", "--distill", targets, *into, needs=[model["A"], model["B"]], makes=[student])
-        # the attacker's own model, for calibrated attacks; if every image is scored, none is left to train it on
-        if its["preset"] != "cifar10" or its["members"]:
-            reference = run / "reference.pt"
-            add("train.py", "--split", "reference", "--run", run, *size, "--seed", seed, makes=[reference])
         if seed == 0:
             for name in ("all", "dual", "distill-cross", "distill-average"):
                 teachers = [model["A"], model["B"]] if name == "dual" else [model[name]]
                 grid = run / f"samples-{name}.png"
                 add("sample.py", "--model", name, "--n", 16, "--run", run, needs=teachers, makes=[grid])
+        if missing:  # attacks that need no student, while the last student is trained: their scores are kept
+            needs = attacked + reference
+            add("evaluate.py", "--attack", *args.attack, "--print-only", "--run", run, needs=needs)
     all_runs = ["--run", *runs, "--out", root]
     models = [path for job in jobs for path in job.makes if path.suffix == ".pt"]
     generating = [path for path in models if path.stem != "reference"]
@@ -158,48 +139,6 @@ def require_same_study(model: Path, wanted: dict[str, object]) -> None:
 
 def flags(**values: object) -> list[str]:
     return [word for name, value in values.items() if value for word in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def run_all(waiting: list[Job], cores: int, on_cpu: bool) -> None:
-    """Run each job when the files that it needs are there and its cores are free, in the order of the list."""
-    running = {}  # {future: (job, process, the line of its progress bar on the screen)}
-    with ThreadPoolExecutor(cores) as pool:
-        try:
-            while waiting or running:
-                free = cores - sum(job.cores for job, *_ in running.values())
-                ready = [job for job in waiting if job.cores <= free and all(path.exists() for path in job.needs)]
-                if ready:
-                    job, line = ready[0], min(set(range(cores)) - {line for *_, line in running.values()})
-                    waiting.remove(job)
-                    process = start(job, line, alone=job.cores == cores > 1, on_cpu=on_cpu)
-                    running[pool.submit(process.communicate)] = job, process, line
-                    continue
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    job, process, _ = running.pop(future)
-                    finish(job, future.result()[0], process.returncode)
-        finally:
-            for _, process, _ in running.values():
-                process.terminate()
-
-
-def start(job: Job, line: int, alone: bool, on_cpu: bool) -> subprocess.Popen:
-    environment = os.environ | {"TQDM_POSITION": str(line)}
-    if on_cpu:  # two processes of one thread do almost twice the work of one process with two threads
-        environment["OMP_NUM_THREADS"] = str(job.cores)
-    words = [sys.executable, str(Path(__file__).parent / job.command[1]), *job.command[2:]]
-    # a command beside others prints all its text at the end, so that it does not cross their progress bars
-    return subprocess.Popen(words, env=environment, text=True, stdout=None if alone else subprocess.PIPE)
-
-
-def finish(job: Job, said: str | None, status: int) -> None:
-    """Print what a job said. Ends the study if it failed."""
-    if said is not None:
-        clear = "\r\033[K" if sys.stdout.isatty() else ""  # the progress bar on this line
-        print(f"{clear}$ {job}\n{said}", flush=True)
-    if status == 2:
-        sys.exit(2)  # the job has said what is wrong
-    if status or (job.makes and not job.done):
-        raise BadInput(f"this failed (exit status {status}), and the rest was stopped: {job}")
 
 
 if __name__ == "__main__":

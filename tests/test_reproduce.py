@@ -1,25 +1,26 @@
 """reproduce.py: the list of commands, what runs when, and that an interrupted study ends at the same numbers."""
 
 import argparse
-import json
+import functools
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, settings
+from conftest import ROOT, same, settings
 
 import data
 import fid
 import reproduce
+import train
 from lab import checkpoint
 from lab.files import BadInput
-from reproduce import Job
+from lab.jobs import Job, run_all
 from unet import UNet, UNetConfig
 
 
@@ -52,6 +53,10 @@ def test_the_commands_can_be_run_one_by_one(tmp_path):
     # the first result comes before the students, from seed 0
     first = lines.index(f"python evaluate.py --attack pia --print-only --run RUN/seed-0 {tail}")
     assert first < next(i for i, line in enumerate(lines) if "--distill" in line)
+    for seed in (0, 1):  # what needs no student does not wait for them
+        early = f"python evaluate.py --attack pia gradient --print-only --run RUN/seed-{seed} {tail}"
+        (job,) = [job for job, line in zip(jobs, lines, strict=True) if line == early]
+        assert {path.stem for path in job.needs} == {"all", "A", "B", "reference"} and job.cores == 1
 
 
 def test_fid_is_a_command_and_columns(tmp_path):
@@ -151,7 +156,7 @@ def test_models_of_another_study_are_not_taken_for_this_one(tmp_path, differs):
 
 def script(folder, text):
     path = folder / "job.py"
-    path.write_text("import os, sys, time\nfrom pathlib import Path\n" + text)
+    path.write_text("import os, sys, time, torch\nfrom pathlib import Path\n" + text)
     return lambda *words, **rest: Job(["python", str(path), *map(str, words)], **rest)
 
 
@@ -161,14 +166,16 @@ def test_a_job_waits_for_what_it_needs(tmp_path, capfd):
         "out, *needed = sys.argv[1:]\n"
         "text = ''.join(Path(path).read_text() for path in needed)\n"
         "print('made', Path(out).name)\n"
-        "Path(out).write_text(text + Path(out).name + os.environ['OMP_NUM_THREADS'])\n",
+        "Path(out).write_text(text + Path(out).name + str(torch.get_num_threads()))\n",
     )
     a, b, c = (tmp_path / name for name in "abc")
     jobs = [job(c, a, b, needs=[a, b], makes=[c], cores=2), job(b, a, needs=[a], makes=[b]), job(a, makes=[a])]
-    reproduce.run_all(jobs, cores=2, on_cpu=True)
+    times = run_all(list(jobs), cores=2, on_cpu=True)
+    moments = {job.makes[0].name: (began, ended) for job, began, ended in times}
+    assert 0 <= moments["a"][0] < moments["a"][1] <= moments["b"][0] < moments["b"][1] <= moments["c"][0]
     assert c.read_text() == "a1" + "a1b1" + "c2"
     out = capfd.readouterr().out
-    assert out.index("made a") < out.index("made b") < out.index("made c")
+    assert out.index("made a") < out.index("made b")
 
 
 def test_a_failure_stops_the_others(tmp_path):
@@ -185,65 +192,53 @@ def test_a_failure_stops_the_others(tmp_path):
     for status, error in ((1, BadInput), (2, SystemExit)):  # of status 2 the job itself has said why
         pid.unlink(missing_ok=True)
         with pytest.raises(error, match="2|status 1.*, and the rest was stopped: python .*job.py fail"):
-            reproduce.run_all([job("sleep", pid), job("fail", pid, status), job("never", pid)], cores=2, on_cpu=True)
+            run_all([job("sleep", pid), job("fail", pid, status), job("never", pid)], cores=2, on_cpu=True)
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid.read_text()), 0)
     lazy = script(tmp_path, "")
     with pytest.raises(BadInput, match="this failed"):
-        reproduce.run_all([lazy(makes=[tmp_path / "nothing"])], cores=1, on_cpu=True)
+        run_all([lazy(makes=[tmp_path / "nothing"])], cores=1, on_cpu=True)
 
 
 @pytest.mark.slow
-def test_an_interrupted_study_goes_on_to_the_same_numbers(tmp_path):
-    """The whole study on the toy data, at a size that says nothing, straight and with Ctrl-C half-way."""
+def test_an_interrupted_study_ends_at_the_weights_of_its_commands(tmp_path, monkeypatch, capsys):
+    """The whole study on the toy data, at a size that says nothing, Ctrl-C half-way; then its trainings by hand."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest in a shell's background would be deaf to it
-    command = [
-        sys.executable,
-        ROOT / "reproduce.py",
-        "--members",
-        "8",
-        "--epochs",
-        "4",
-        "--snapshots",
-        "2",
-        "--n",
-        "8",
-        "--run",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_HOME": str(tmp_path)}
+    run, size = tmp_path / "study", "--members 8 --epochs 4 --snapshots 2".split()
+    command = [sys.executable, ROOT / "reproduce.py", *size, "--n", "8", "--attack", "pia", "--run", run]
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "TORCH_HOME": str(tmp_path)}
 
-    def start(run: Path, **rest):
-        return subprocess.Popen([*command, run], env=environment, stdout=subprocess.PIPE, text=True, **rest)
+    def start(**rest):
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **rest)
 
-    def interrupted(run: Path):
-        process = start(run, start_new_session=True)  # as in a terminal, Ctrl-C reaches the whole group
-        while not (run / "seed-0" / "B.pt").exists():
-            time.sleep(0.1)
-            assert process.poll() is None
-        os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
-        assert process.returncode == 130 and not (run / "table.md").exists()
-        before = {path: path.stat().st_mtime_ns for path in (run / "seed-0").glob("*.pt")}
-        assert len(before) == 3
-        out, _ = start(run).communicate(timeout=600)
-        assert all(path.stat().st_mtime_ns == time for path, time in before.items()), "what is there is left alone"
-        return out
+    process = start(stderr=subprocess.PIPE, start_new_session=True)  # as in a terminal, Ctrl-C reaches the whole group
+    while not (run / "seed-0" / "B.pt").exists():
+        time.sleep(0.1)
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and not (run / "table.md").exists() and "Traceback" not in errors
+    before = {path: path.stat().st_mtime_ns for path in (run / "seed-0").glob("*.pt")}
+    assert 3 <= len(before) < 6
+    out, _ = start().communicate(timeout=600)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items()), "what is there is left alone"
+    assert out.count("# done already") == len(before)
+    # a first result, without or with the reference model; an early one, copies, and the table
+    assert out.count("| undefended  ") in (1 + 2 + 1 + 2, 2 + 2 + 1 + 2)
+    drawn = {"roc.png", "histograms.png", "epochs.png", "samples.png", "memorization.png"}
+    assert {path.name for path in run.glob("*.png")} == drawn
+    assert (run / "memorization.md").read_text() in out and (run / "table.md").read_text() in out
+    assert f"FID is left out: there is no {tmp_path}/hub/checkpoints/inception_v3_google-0cc3c7bd.pth" in out
+    assert re.search(r"\n +0:\d\d to +0:\d\d  evaluate.py --attack pia --run .*/study/seed-0\n$", out)
 
-    with ThreadPoolExecutor(2) as two:
-        straight = two.submit(lambda: start(tmp_path / "straight").communicate(timeout=600)[0])
-        resumed = two.submit(interrupted, tmp_path / "interrupted")
-    one, other = (tmp_path / "straight", straight.result()), (tmp_path / "interrupted", resumed.result())
-    assert other[1].count("# done already") == 3 and "# done already" not in one[1]
-    assert one[1].count("| undefended  ") == 1 + 1 + 8, "a first result, copies, and the table"
-    numbers = []
-    for run, out in (one, other):
-        assert (run / "table.md").read_text() in out
-        rows = json.loads((run / "results.json").read_text())
-        numbers.append([{key: row[key] for key in row if key != "command"} for row in rows])
-        drawn = {"roc.png", "histograms.png", "epochs.png", "samples.png", "memorization.png"}
-        assert {path.name for path in run.glob("*.png")} == drawn
-        assert (run / "memorization.md").read_text() in out
-        assert f"FID is left out: there is no {tmp_path}/hub/checkpoints/inception_v3_google-0cc3c7bd.pth" in out
-    assert numbers[0] == numbers[1] and len(numbers[0]) == 6 * 4 * 2 * 2  # targets, attacks, each with -ref, protocols
-    longer = subprocess.run([*command, tmp_path / "straight", "--epochs", "5"], capture_output=True, text=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "toy", functools.cache(data.toy))
+    hand = ["--dataset", "toy", "--device", "cpu", "--run", "hand"]
+    for which in ("--split A", "--split B", "--split all", "--distill cross"):
+        rest = [] if "distill" in which else size[:4]
+        monkeypatch.setattr(sys, "argv", ["train.py", *which.split(), *rest, *hand])
+        train.main()
+        name = f"{which.split()[1]}.pt" if "split" in which else "distill-cross.pt"
+        assert same(checkpoint.load(tmp_path / "hand" / name).weights, checkpoint.load(run / "seed-0" / name).weights)
+    longer = subprocess.run([*command, "--epochs", "5"], capture_output=True, text=True)
     assert longer.returncode == 2 and "seed-0/all.pt is of another study, with epochs = 4, not 5" in longer.stderr

@@ -1,0 +1,89 @@
+"""Commands that run side by side, each when the files that it needs are there. reproduce.py lists them."""
+
+import multiprocessing
+import multiprocessing.connection
+import runpy
+import shlex
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from functools import partialmethod
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lab.files import BadInput
+
+
+@dataclass
+class Job:
+    command: list[str]
+    needs: list[Path] = field(default_factory=list)  # files of other jobs that it reads
+    makes: list[Path] = field(default_factory=list)  # files that it leaves; if they are there, it has nothing to do
+    cores: int = 1
+
+    @property
+    def done(self) -> bool:
+        return bool(self.makes) and all(path.exists() for path in self.makes)
+
+    def __str__(self) -> str:
+        return shlex.join(self.command)
+
+
+def run_all(waiting: list[Job], cores: int, on_cpu: bool) -> list[tuple[Job, float, float]]:
+    """Run each job when the files that it needs are there and its cores are free, in the order of the list.
+
+    Returns the seconds when each job began and ended. Ends the study if one fails.
+    """
+    # on Linux each process is a fork of one that has already imported torch, which would take seconds every time
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        context.set_forkserver_preload(["torch._dynamo", "matplotlib.pyplot"])
+    running, times, start, folder = {}, [], time.monotonic(), tempfile.TemporaryDirectory()
+    try:
+        while waiting or running:
+            free = cores - sum(job.cores for job, *_ in running.values())
+            ready = [job for job in waiting if job.cores <= free and all(path.exists() for path in job.needs)]
+            if ready:
+                job, line = ready[0], min(set(range(cores)) - {line for *_, line in running.values()})
+                waiting.remove(job)
+                # a command beside others prints all its text at the end, so that it does not cross their progress bars
+                text = None if job.cores == cores > 1 else Path(folder.name, str(line))
+                process = context.Process(target=run_script, args=(job, text, line, on_cpu))
+                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which forks inherit: this process ends them
+                process.start()
+                running[process.sentinel] = job, process, text, time.monotonic() - start, line
+                signal.signal(signal.SIGINT, handler)
+                continue
+            for sentinel in multiprocessing.connection.wait(running):
+                job, process, text, began, _ = running.pop(sentinel)
+                process.join()
+                times.append((job, began, time.monotonic() - start))
+                if text:
+                    clear = "\r\033[K" if sys.stdout.isatty() else ""  # the progress bar on this line
+                    print(f"{clear}$ {job}\n{text.read_text(encoding='utf-8')}", flush=True)
+                if process.exitcode == 2:
+                    sys.exit(2)  # the job has said what is wrong
+                if process.exitcode or (job.makes and not job.done):
+                    failed = f"this failed (exit status {process.exitcode}), and the rest was stopped"
+                    raise BadInput(f"{failed}: {job}")
+    finally:
+        for _, process, *_ in running.values():
+            process.terminate()
+            process.join()
+        folder.cleanup()
+    return times
+
+
+def run_script(job: Job, output: Path | None, line: int, on_cpu: bool) -> None:
+    """Run a job in this process; its progress bars appear on this line of the screen."""
+    if output:
+        sys.stdout = open(output, "w", encoding="utf-8")
+    if on_cpu:  # two processes of one thread do almost twice the work of one process with two threads
+        torch.set_num_threads(job.cores)
+    tqdm.__init__ = partialmethod(tqdm.__init__, position=line)
+    sys.argv = job.command[1:]
+    runpy.run_path(str(Path(__file__).parent.parent / sys.argv[0]), run_name="__main__")

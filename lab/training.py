@@ -23,7 +23,8 @@ from lab.files import BadInput
 from lab.published import publish, require_publishable
 from unet import UNet
 
-FORMAT = "dualmd unfinished training 3"
+FORMAT = "dualmd unfinished training 2"
+AVERAGES = "exp_avg", "exp_avg_sq"  # Adam's, of each weight
 
 
 def student(args: Namespace) -> tuple[Checkpoint, Tensor, list[UNet]]:
@@ -33,6 +34,7 @@ def student(args: Namespace) -> tuple[Checkpoint, Tensor, list[UNet]]:
     flag contradicts their settings.
     """
     a, b = (checkpoint.load(path_in(args.run, half)) for half in "AB")
+    checkpoint.require_same_images(a, b, args.run)
     for flag in ("preset", "size", "members", "member_split", "seed"):
         given, theirs = getattr(args, flag), (a.dataset | a.settings)[flag]
         if given is not None and str(given) != str(theirs):
@@ -213,7 +215,9 @@ def unfinished(run: Path, wanted: Checkpoint) -> Path:
 
 def save_unfinished(run: Path, wanted: Checkpoint, model: UNet, ema: UNet, optimizer: Adam, step: int) -> None:
     """Save what the training needs to continue after `step` steps."""
-    state = {"step": step, "weights": model.state_dict(), "optimizer": optimizer.state_dict()}
+    state = {"step": step, "weights": model.state_dict()}
+    for average in AVERAGES if step else []:
+        state[average] = {name: optimizer.state[weight][average] for name, weight in model.named_parameters()}
     content = dataclasses.asdict(dataclasses.replace(wanted, weights=ema.state_dict()))
     files.write_tensors(unfinished(run, wanted), {"format": FORMAT} | content | {"state": state})
 
@@ -231,16 +235,21 @@ def resume(run: Path, wanted: Checkpoint, model: UNet, ema: UNet, optimizer: Ada
         raise BadInput(f"{path} is no unfinished training of this version: --restart begins anew")
     try:
         state = content.pop("state")
-        found = checkpoint.checked(content)
-        _require_same(found, wanted, path)
-        model.load_state_dict(state["weights"])
-        ema.load_state_dict(found.weights)
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
-    except BadInput:
-        raise
+        found, step = checkpoint.checked(content), state["step"]
+        if type(step) is not int or step < 0:
+            raise ValueError(f"step {step}")
+        for name in ("weights", *(AVERAGES if step else [])):
+            checkpoint.require_network(found.unet, state[name])
     except Exception as error:  # made-up content can fail in any way
         raise BadInput(f"{path} is damaged ({files.in_a_line(error)}): --restart begins anew") from error
+    _require_same(found, wanted, path)
+    model.load_state_dict(state["weights"])
+    ema.load_state_dict(found.weights)
+    for name, weight in model.named_parameters() if step else []:
+        steps = torch.tensor(float(step), device=weight.device)
+        averages = {average: state[average][name].to(weight.device) for average in AVERAGES}
+        optimizer.state[weight] = {"step": steps} | averages
+    return step
 
 
 def _require_same(found: Checkpoint, wanted: Checkpoint, path: Path) -> None:

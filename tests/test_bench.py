@@ -1,6 +1,8 @@
 """tools/bench.py: the operations that it counts, and what it measures. No test looks at a clock."""
 
 import argparse
+import json
+import re
 import sys
 from functools import partial
 
@@ -28,47 +30,88 @@ def test_operations_are_those_of_the_layers():
     wide = conv(2 * ch, ch) + conv(ch, ch) + 2 * 4 * ch * ch + conv(2 * ch, ch, 1)  # on the way up, after a skip
     attention = 4 * conv(ch, ch, 1) + 2 * 2 * side**4 * ch
     forward = time + conv(3, ch) + 3 * block + attention + 2 * wide + conv(ch, 3)
-    assert bench.repeated(lambda x: network(x, t.expand(len(x))), x, seconds=0)[1] == forward
+    assert bench.repeated(lambda n: network(x[:n], t.expand(n)), 3, CPU, seconds=0)[1] == forward
     # neither the image nor the timestep needs a gradient
     first = conv(3, ch) + 2 * ch * 4 * ch
-    assert bench.repeated(lambda x: network(x, t.expand(len(x))).sum().backward(), x, 0)[1] == 3 * forward - first
+    trained = bench.repeated(lambda n: network(x[:n], t.expand(n)).sum().backward(), 3, CPU, 0)
+    assert trained[1] == 3 * forward - first
 
 
-def test_operations_of_an_image_are_those_of_the_forward_passes(monkeypatch):
-    """As many as each attack's formula has; a generated image takes 100."""
+@pytest.mark.parametrize("who", [bench.OURS, bench.PLAIN])
+def test_operations_of_an_image_are_those_of_the_forward_passes(monkeypatch, who):
+    """As many as each attack's formula has; a generated image takes 100. The scripts look up the time's embedding."""
     monkeypatch.setitem(train.PRESETS["tiny"], "size", 8)
-    once = bench.asked("sima", "this network", "tiny", CPU, 0)[1]
-    expected = {"sampling": 100, "pia": 2, "pian": 2, "secmi": 21, "rediffuse": 30}
-    found = {what: bench.asked(what, "this network", "tiny", CPU, 0)[1] for what in expected}
-    assert found == {what: n * once for what, n in expected.items()}
+    monkeypatch.setitem(bench.BATCH, "tiny", 3)
+    found = {what: bench.timed(what, who, "float32", "tiny", CPU, 0)[1] for what in ("sampling", "pia", "secmi")}
+    ch = train.SMALL.ch
+    time = 2 * (ch * 4 * ch + 4 * ch * 4 * ch) if who == bench.OURS else 0
+    once = found["pia"] // 2
+    assert found == {"sampling": 100 * (once - time), "pia": 2 * once, "secmi": 6 * once}
 
 
 @pytest.mark.slow
-def test_a_number_of_every_kind(monkeypatch, capsys):
-    """train.py's loop in several processes, an attack, and this network trained plainly, each in its own process."""
-    monkeypatch.setattr(bench, "ATTACKS", ["pia"])
-    monkeypatch.setattr(bench, "NETWORKS", {"this network": ("torch", None), "none such": ("no_such_package", None)})
+def test_what_is_measured_is_saved_and_what_fails_is_left_out(tmp_path, monkeypatch, capsys):
+    """train.py's loop in several processes, generated images, an attack, and a library that is not there."""
     monkeypatch.setattr(bench, "PRECISIONS", ["float32"])
-    args, limits = argparse.Namespace(device=CPU, peers=True, rounds=1, seconds=1), {"float32": 0}
-    rows = bench.measure("tiny", args, limits)
-    assert [row["what"] for row in rows] == ["training", "training: this network, plainly", "sampling", "pia"]
-    assert limits["float32"] > 1e9
-    assert rows[0]["flop_per_image"] == rows[1]["flop_per_image"] > 2.9 * rows[3]["flop_per_image"] / 2
-    assert all(row["images_per_s"][0] > 0 and row["peak_memory"] > 1e8 for row in rows)
-    bench.print_table([row | {"of_limit": 0.5} for row in rows])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("tiny ") and "training: this network, plainly, float32" in lines[3] and "50%" in lines[3]
+    args = argparse.Namespace(device=CPU, seconds=0, out=tmp_path / "bench.json")
+    rows = bench.rows_of("tiny", ["no such library"], args)
+    assert len(rows) == 3 * (1 + 2) + 2
+    wanted = [("training", bench.OURS), ("sampling", bench.OURS), ("sampling", "no such library"), ("pia", bench.OURS)]
+    rows = [row for row in rows if (row["what"], row["who"]) in wanted]
+    result = {"flop_per_s": dict.fromkeys(bench.PRECISIONS, 0), "rows": rows}
+    bench.measure(result, args, show=True)
+    assert [row["what"] for row in result["rows"]] == ["training", "sampling", "pia"]
+    assert all(row["images_per_s"][0] > 0 and row["peak_memory"] > 1e8 for row in result["rows"])
+    said = capsys.readouterr().out
+    assert said.count("no such library is left out of sampling: KeyError") == 1 and said.count("images/s") == 3
+    assert json.loads(args.out.read_text()) == result and min(result["flop_per_s"].values()) > 1e9
 
 
-def fill(n, x):
-    return torch.ones(n)
+def test_ratios_are_of_medians_to_the_better_library(capsys):
+    def row(who, precision, *rates):
+        its = {"preset": "tiny", "what": "training", "who": who, "precision": precision, "peak_memory": 2e9}
+        return its | {"images_per_s": rates, "flop_per_image": 1e9}
+
+    rows = [row(bench.OURS, "bfloat16", 9, 6, 1), row(bench.PLAIN, "float32", 2), row(bench.PLAIN, "bfloat16", 4)]
+    rows += [
+        row("slow", "float32", 2),
+        row("fast", "float32", 3),
+        row("slow", "bfloat16", 8),
+        row("fast", "bfloat16", 5),
+    ]
+    bench.print_table(rows, {"float32": 10e9, "bfloat16": 24e9})
+    said = capsys.readouterr().out
+    assert re.search(r"training, this project, bfloat16 +6 +1 +9 +1.00 +25%   2.00 GB", said)
+    assert f"{bench.OURS} in bfloat16 is 2.00 times as fast as fast in float32" in said
+    assert f"{bench.PLAIN} in float32 is 0.67 times as fast as fast in float32" in said
+    assert f"{bench.OURS} in bfloat16 is 0.75 times as fast as slow in bfloat16" in said
+
+
+def test_no_round_begins_that_would_end_too_late(monkeypatch, capsys):
+    """Rounds of 250 s in ten minutes: after two of them, a third one would end at 750 s."""
+    clock, rounds = [0.0], []
+
+    def measure(result, args, show):
+        rounds.append(show)
+        clock[0] += 250
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench, "print_table", lambda rows, limits: None)
+    monkeypatch.setattr(bench.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--device", "cpu"])
+    bench.main()
+    assert rounds == [True, False] and "medians of 2 rounds" in capsys.readouterr().out
+
+
+def fill(size, n):
+    return torch.ones(size)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the memory")
 def test_memory_is_that_of_a_process_of_its_own():
     here = torch.ones(250_000_000)  # in this process; torch for a GPU takes 660 MB in each
-    *_, small = bench.apart(bench.repeated, partial(fill, 1), torch.ones(1), 0)
-    *_, large = bench.apart(bench.repeated, partial(fill, 50_000_000), torch.ones(1), 0)  # 200 MB
+    *_, small = bench.apart(bench.repeated, partial(fill, 1), 1, CPU, 0)
+    *_, large = bench.apart(bench.repeated, partial(fill, 50_000_000), 1, CPU, 0)  # 200 MB
     assert 150e6 < large - small < 450e6 and small < 4 * here.numel()
 
 

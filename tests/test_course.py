@@ -6,10 +6,9 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import ROOT, tree
+from conftest import ROOT, grade_in_forks, tree
 
 from course import __main__ as course
 from course.__main__ import EXERCISES
@@ -45,12 +44,12 @@ def bodies(source):
 
 
 @pytest.mark.slow
-def test_every_hole_fails_and_says_what_was_expected(tmp_path):
+def test_every_hole_fails_and_says_what_was_expected(tmp_path, monkeypatch):
     """Nothing is missing but the function's body. Its docstring stays."""
+    grade_in_forks(monkeypatch)
     for number in EXERCISES:
         course.start([number], tmp_path / str(number))
-    with ThreadPoolExecutor(2) as two:
-        grades = list(two.map(lambda number: course.grade(number, tmp_path / str(number)), EXERCISES))
+    grades = [course.grade(number, tmp_path / str(number)) for number in EXERCISES]
     for (number, exercise), graded in zip(EXERCISES.items(), grades, strict=True):
         copy = tmp_path / str(number)
         assert graded["points"] == 0 and graded["of"] >= 3, graded
@@ -94,6 +93,7 @@ def test_a_solution_has_all_points_also_where_only_the_copy_is(tmp_path, monkeyp
 @pytest.mark.slow
 def test_a_mistake_is_called_by_its_name(tmp_path, monkeypatch, capsys):
     """The other points are given. The tests that count are those of the project, not the solution's own."""
+    grade_in_forks(monkeypatch)
     course.start([5, 7], tmp_path / "s")
     source = (ROOT / "dualmd.py").read_text()
     for right, wrong in (

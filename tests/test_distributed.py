@@ -1,8 +1,10 @@
 """Several processes are one training: the same weights, one voice, and none lives on when another has died."""
 
+import multiprocessing
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -36,17 +38,44 @@ cli.run(train.main, under_torchrun=True)
 """
 
 
-def start(processes, script, *flags):
-    """torchrun, or python for one process alone."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--"]
-    command = [sys.executable, *(torchrun if processes > 1 else []), script, *map(str, flags)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def torchrun(processes, script, *flags):
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--", script, *flags]
+    environment, pipe = os.environ | {"OMP_NUM_THREADS": "1"}, subprocess.PIPE
+    words = map(str, command)
+    return subprocess.Popen([sys.executable, *words], env=environment, text=True, stdout=pipe, stderr=pipe)
+
+
+def forks(processes, run, *flags):
+    """The same in forks of this process, which start in no time. Returns the output, the errors and the statuses."""
+
+    def work(rank):
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes)}
+        distributed.RANK, distributed.WORLD, train.bfloat16_is_faster = rank, processes, lambda device: False
+        for i in (1, 2):
+            os.dup2(os.open(run.with_suffix(f".{rank}.{i}"), os.O_WRONLY | os.O_CREAT), i)
+        sys.stdout, sys.stderr, sys.argv = open(1, "w"), open(2, "w", 1), ["train.py", *flags, "--run", str(run)]
+        cli.run(train.main, under_torchrun=True)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=work, args=(rank,)) for rank in range(processes)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(300)
+    said, errors = ("".join(run.with_suffix(f".{r}.{i}").read_text() for r in range(processes)) for i in (1, 2))
+    return said, errors, max(abs(rank.exitcode) for rank in ranks)
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """A student with dropout and flips, trained by 1, 2 and 3 processes; and by 2 of which one cannot."""
+    """A student with dropout and flips, trained by 1, 2 and 3 processes; and by 2 of which one cannot.
+
+    torchrun starts those of which one cannot, and one of the other pairs.
+    """
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "script.py").write_text(SCRIPT)
     with pytest.MonkeyPatch.context() as patch:
@@ -60,12 +89,14 @@ def ended(tmp_path_factory):
             train.main()
     for other in ("2", "3", "broken"):
         shutil.copytree(folder / "1", folder / other)
-    student = "--distill", "cross", "--dataset", "toy", "--run"
-    started = {str(n): start(n, folder / "script.py", *student, folder / str(n)) for n in (1, 2, 3)}
-    undefended = "--split", "all", *flags
-    started |= {f"all-{n}": start(n, folder / "script.py", *undefended, folder / f"all-{n}") for n in (1, 2)}
-    started["broken"] = start(2, folder / "script.py", "--broken", *student, folder / "broken")
-    return folder, {name: (*process.communicate(timeout=300), process.returncode) for name, process in started.items()}
+    student, script = ("--distill", "cross", "--dataset", "toy"), folder / "script.py"
+    by_torchrun = {"2": torchrun(2, script, *student, "--run", folder / "2")}
+    by_torchrun["broken"] = torchrun(2, script, "--broken", *student, "--run", folder / "broken")
+    outcomes = {str(n): forks(n, folder / str(n), *student) for n in (1, 3)}
+    outcomes |= {f"all-{n}": forks(n, folder / f"all-{n}", "--split", "all", *flags[:-1]) for n in (1, 2)}
+    for name, process in by_torchrun.items():
+        outcomes[name] = *process.communicate(timeout=300), process.returncode
+    return folder, outcomes
 
 
 @pytest.mark.slow

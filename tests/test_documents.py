@@ -12,7 +12,7 @@ import types
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, grade_in_forks
 from PIL import Image
 
 import data
@@ -82,6 +82,7 @@ def scene(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(metrics, "RESAMPLES", 5)
+        grade_in_forks(patch)
         draw = data.toy
         patch.setattr(data, "toy", lambda size, seed, n=60: draw(size, seed, n))
         for preset, ch, groups in (("tiny", 8, 4), ("cifar10", 32, 32)):
@@ -92,7 +93,7 @@ def scene(tmp_path_factory):
         patch.setattr(fid, "features", lambda network, images: images[:, :, ::4, ::4].flatten(1).float())
         for module, name in ((reproduce, "run_all"), (bench, "measure")):
 
-            def begun(*args):
+            def begun(*args, **rest):
                 raise Begun
 
             patch.setattr(module, name, begun)
@@ -121,7 +122,7 @@ def call(patch, words):
     module, flags = module_of(words)
     smaller = {
         "train": ["--epochs", "2", *([] if "--distill" in flags else ["--members", "8"])],
-        "evaluate": ["--members", "8"] if "--checkpoint" in flags else ["--n", "4"],
+        "evaluate": ["--members", "8", "--grid", "200"] if "--checkpoint" in flags else ["--n", "4", "--grid", "200"],
         "sample": ["--n", "2"],
         "reproduce": ["--members", "8", "--epochs", "2"],
     }

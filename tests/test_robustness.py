@@ -10,8 +10,8 @@ from tools import stress
 
 @pytest.mark.slow
 def test_a_killed_training_ends_at_the_very_same_weights(tmp_path):
-    found = stress.kill(tmp_path, kills=2, seconds=4)
-    assert found["wrong"] == [] and found["kills"] == 2 and max(found["at_step"]) > 0
+    found = stress.kill(tmp_path, kills=1, seconds=2)
+    assert found["wrong"] == [] and found["kills"] == 1 and max(found["at_step"]) > 0
 
 
 @pytest.mark.slow
@@ -24,10 +24,10 @@ def test_a_full_disk_costs_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_damaged_files_are_taken_or_refused_in_a_line(tmp_path):
-    found = stress.damage(tmp_path, mutations=100)
+    found = stress.damage(tmp_path, mutations=45)
     assert found["wrong"] == []
     taken, refused = (sum(found[name][how] for name in stress.CASES) for how in ("taken", "refused"))
-    assert taken > 10 and refused > 50
+    assert taken > 4 and refused > 20
 
 
 def calls():

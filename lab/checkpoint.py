@@ -6,6 +6,7 @@ types, sizes and ranges before it builds anything of them. The rest of the proje
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -223,8 +224,7 @@ def checked(content: dict) -> Checkpoint:
 
 def require_network(unet: UNetConfig, weights: dict[str, Tensor]) -> None:
     """Raise ValueError unless these are the weights of such a network, within RULES. No network is built for it."""
-    with torch.device("meta"):
-        shapes = {name: value.shape for name, value in UNet(unet).state_dict().items()}
+    shapes = _shapes(unet)
     if weights.keys() != shapes.keys():
         odd = sorted(map(str, shapes.keys() ^ weights.keys()))[0]
         raise ValueError(f"{odd:.60} is only in the file, or only in such a network")
@@ -233,3 +233,9 @@ def require_network(unet: UNetConfig, weights: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} has another shape than in such a network")
         if not value.isfinite().all():
             raise ValueError(f"{name} is not finite")
+
+
+@functools.cache  # it takes a tenth of a second, and the models of a run have the same sizes
+def _shapes(unet: UNetConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {name: value.shape for name, value in UNet(unet).state_dict().items()}

@@ -1,5 +1,6 @@
 """What several test files lean on: the project on the path, the real images where they are, a model, a server."""
 
+import functools
 import resource
 import signal
 import subprocess
@@ -19,10 +20,12 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
+import data  # noqa: E402
 import train  # noqa: E402
 from tools import forked  # noqa: E402
 
 torch.set_num_threads(1)  # the networks here are small: more threads would wait for each other
+data._draw = functools.cache(data._draw)  # most tests draw the same images
 
 
 @pytest.fixture(scope="session")

@@ -107,6 +107,7 @@ def fill(size, n):
     return torch.ones(size)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the memory")
 def test_memory_is_that_of_a_process_of_its_own():
     here = torch.ones(250_000_000)  # in this process; torch for a GPU takes 660 MB in each

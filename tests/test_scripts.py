@@ -718,10 +718,17 @@ def test_refusals(tmp_path, monkeypatch, capfd, command, message):
     assert tree(tmp_path) == before
 
 
-def test_what_a_study_runs_says_what_is_wrong(tmp_path):
-    result = run("reproduce.py", "--members", "7", cwd=tmp_path)
-    assert result.returncode == 2 and tree(tmp_path) == []
-    assert re.fullmatch("train.py: --members 7: must be even, .*\n", result.stderr), result.stderr
+def test_what_a_study_runs_says_what_is_wrong(tmp_path, monkeypatch, capfd):
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)  # another one imports torch anew
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # a script's handlers would outlive it
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--members", "7"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.run(importlib.import_module("reproduce").main)
+    assert end.value.code == 2 and tree(tmp_path) == []
+    error = capfd.readouterr().err
+    assert re.fullmatch("train.py: --members 7: must be even, .*\n", error), error
 
 
 # --- the whole story, on real images ---

@@ -104,17 +104,17 @@ def draw(path: Path, results: dict[str, list[dict]]) -> None:
     figure, axes = plt.subplots(2, len(shown), figsize=(2.4 * len(shown), 4.6), layout="constrained", sharex="col")
     for (above, below), axis in zip(axes.T, shown, strict=True):
         for ax, key, unit in ((above, "seconds", 1), (below, "bytes", 1e9)):
-            ax.plot(
-                [p["x"] for p in results[axis]], [p[key] / unit for p in results[axis]], color="#0072B2", linewidth=1
-            )
-            for p in results[axis]:
-                ax.plot(p["x"], p[key] / unit, "o", color="#0072B2", fillstyle="full" if p["measured"] else "none")
+            x, y = [p["x"] for p in results[axis]], [p[key] / unit for p in results[axis]]
+            ax.plot(x, y, color="#0072B2", linewidth=1)
+            for at, value, p in zip(x, y, results[axis], strict=True):
+                ax.plot(at, value, "o", color="#0072B2", fillstyle="full" if p["measured"] else "none")
             ax.set(xscale="log", yscale="log")
+            ax.yaxis.set_major_locator(plt.LogLocator(subs=(1,) if max(y) > 100 * min(y) else (1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(plt.NullFormatter())
         below.set_ylim(0.2, 2)
-        below.set_yticks([0.2, 0.5, 1, 2], ["0.2", "0.5", "1", "2"])
-        below.yaxis.set_minor_locator(plt.NullLocator())
         if axis == "side":
-            below.set_xticks(AXES[axis][1], AXES[axis][1])
+            below.set_xticks(x, x)
             below.xaxis.set_minor_locator(plt.NullLocator())
         above.set_title(AXES[axis][0], fontsize=9)
     axes[0, 0].set(ylabel="seconds")

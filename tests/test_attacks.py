@@ -284,6 +284,8 @@ def test_secmi_nn_once_more():
         optimizer.step()
     torch.testing.assert_close(score, network(y).detach(), rtol=1e-3, atol=1e-4)
     assert not score.requires_grad and attacks.secmi_nn.__kwdefaults__ == {"steps": 300, "seed": 0}
+
+
 @pytest.mark.slow
 def test_a_network_learns_from_its_own_half_alone():
     errors, is_member = torch.randn(40, 6, 8, 8, generator=generator()), torch.arange(40) < 20

@@ -99,6 +99,8 @@ def test_a_process_that_waits_says_so_in_one_line(tmp_path):
         assert second.poll() is None
     out, error = second.communicate(timeout=30)
     assert (second.returncode, out, error) == (0, "in\n", "")
+
+
 @pytest.mark.slow
 def test_many_processes_that_wait_enter_one_by_one(tmp_path):
     """Each removes the lock file when it leaves: a process that has opened the old one must not think it has a lock."""

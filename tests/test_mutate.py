@@ -34,6 +34,8 @@ def test_each_is_one_change_of_the_source():
     assert len({mutant.source for mutant in mutants}) > 0.95 * len(mutants)
     for mutant in mutants:
         assert mutant.source != source and ast.parse(mutant.source)
+
+
 @pytest.mark.slow
 def test_reasons_are_of_errors_that_are_made():
     made = {mutant.name for target in mutate.TARGETS for mutant in mutate.mutants(target)}

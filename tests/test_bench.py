@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from tools import bench
+from tools import bench, growth
 from unet import UNet, UNetConfig
 
 CPU = torch.device("cpu")
@@ -122,3 +122,34 @@ def numbers(images_per_s, operations, memory):
 
 def test_images_of_several_processes_add_up():
     assert bench.apart(numbers, 3, 2, 10, processes=3) == (9, 2, 10)
+
+
+def test_growth_is_extrapolated_in_proportion_and_says_so(monkeypatch, tmp_path):
+    """A run of the measurement is 1/64 of a search for a copy; an epoch is as many images. Images take 3 KiB each."""
+    monkeypatch.setattr(growth, "apart", lambda cost, axis, x, processes: (4 * processes, 1000, 10**9))
+    found = {axis: growth.points(axis) for axis in growth.AXES}
+    *_, measured, epoch = found["images"]
+    assert measured == {"x": 256, "seconds": 64, "flop": 256_000, "bytes": 10**9, "measured": True}
+    assert epoch["seconds"] == 12_500 and epoch["flop"] == 50_000_000 and not epoch["measured"]
+    assert epoch["bytes"] == 10**9 + (50_000 - 256) * 3 * 32 * 32
+    assert [p["seconds"] for p in found["timesteps"]] == [0.25, 0.25, 1.25, 12.5]
+    assert [p["bytes"] for p in found["timesteps"]] == 4 * [10**9]
+    assert [p["seconds"] for p in found["copies"]][:3] == 3 * [1 / 256] and not found["copies"][3]["measured"]
+    assert [p["seconds"] for p in found["processes"]] == [1 / 4, 1 / 8]
+    assert [p["x"] for p in found["queries"]] == [1, 2, 11, 30]
+    assert [p["x"] for p in found["parameters"]][-1] == 35_746_307, "DDPM's network for CIFAR-10"
+    growth.draw(tmp_path / "growth.png", found)
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("attack, queries", growth.QUERIES.items())
+def test_growth_counts_the_queries_of_an_attack(monkeypatch, attack, queries):
+    monkeypatch.setattr(growth, "CH", 4)
+    monkeypatch.setattr(growth, "SIDE", 8)
+    step = {}
+    monkeypatch.setattr(growth, "repeated", lambda run, n, device, seconds: step.setdefault("run", run))
+    growth.cost("queries", attack)
+    asked, forward = [], UNet.forward
+    monkeypatch.setattr(UNet, "forward", lambda self, x, t: asked.append(len(x)) or forward(self, x, t))
+    step["run"](1)
+    assert sum(asked) == queries

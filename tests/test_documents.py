@@ -20,10 +20,11 @@ import fid
 import metrics
 import reproduce
 import train
-from tools import bench
+from tools import bench, growth
 from unet import UNetConfig
 
-DOCUMENTS = ["README.md", "docs/manual.md", "docs/contributing.md", "course/EXERCISES.md", "results/README.md"]
+DOCUMENTS = ["README.md", "docs/manual.md", "docs/cost.md", "docs/contributing.md", "course/EXERCISES.md"]
+DOCUMENTS += ["results/README.md"]
 TEXT = {name: (ROOT / name).read_text() for name in DOCUMENTS}
 
 
@@ -91,7 +92,7 @@ def scene(tmp_path_factory):
         inception = types.SimpleNamespace(weights="eyes 01234567", sha256="01234567")
         patch.setattr(fid, "load", lambda *args: inception)
         patch.setattr(fid, "features", lambda network, images: images[:, :, ::4, ::4].flatten(1).float())
-        for module, name in ((reproduce, "run_all"), (bench, "measure")):
+        for module, name in ((reproduce, "run_all"), (bench, "measure"), (growth, "points")):
 
             def begun(*args, **rest):
                 raise Begun

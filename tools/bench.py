@@ -63,14 +63,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="JSON", help="file for all results")
     args = parser.parse_args()
 
-    name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())  # not every processor has a name
-    processor = torch.cuda.get_device_name() if args.device.type == "cuda" else name
-    machine = f"{processor}, {torch.get_num_threads()} cores, torch {torch.__version__}"
     command = shlex.join(["python", "-m", "tools.bench", *sys.argv[1:]])
-    result = {"machine": machine, "date": time.strftime("%Y-%m-%d"), "command": command}
+    result = {"machine": machine(args.device), "date": time.strftime("%Y-%m-%d"), "command": command}
     result |= {"flop_per_s": dict.fromkeys(PRECISIONS, 0)}
     result["rows"] = [row for preset in args.preset for row in rows_of(preset, installed() if args.peers else [], args)]
-    print(machine, flush=True)
+    print(result["machine"], flush=True)
     began = time.monotonic()
     for number in range(args.rounds):
         measure(result, args, show=number == 0)
@@ -80,6 +77,12 @@ def main() -> None:
     print(f"\nmedians of {number + 1} rounds; matrix product: {', '.join(products)}")
     for preset in args.preset:
         print_table([row for row in result["rows"] if row["preset"] == preset], result["flop_per_s"])
+
+
+def machine(device: torch.device) -> str:
+    name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())  # not every processor has a name
+    processor = torch.cuda.get_device_name() if device.type == "cuda" else name
+    return f"{processor}, {torch.get_num_threads()} cores, torch {torch.__version__}"
 
 
 def installed() -> list[str]:

@@ -2,13 +2,13 @@
 
     python -m tools.growth --out results/growth.json --figure docs/growth.png
 
-Each point is measured in a process of its own with one thread, in float32, in about a second. It takes a minute or two.
+Each point is measured on the CPU in a process of its own with one thread, in float32, in about a second. It takes a
+minute or two.
 What would take longer is extrapolated: it is proportional to the x axis. The figure shows it as a hollow point.
 """
 
 import functools
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from lab import cli, hardware
 from lab.figures import plt
 from lab.files import atomic_write
 from metrics import nearest
-from tools.bench import Measured, apart, repeated
+from tools.bench import Measured, apart, machine, repeated
 from unet import UNet, UNetConfig
 
 CPU, BATCH, SIDE, CH = torch.device("cpu"), 4, 32, 32
@@ -86,10 +86,8 @@ def points(axis: str) -> list[dict]:
         if axis == "parameters":
             at = sum(weight.numel() for weight in UNet(network(x)).parameters())
         found.append({"x": at, "seconds": n / rate, "flop": n * flops, "bytes": memory, "measured": True})
-        print(
-            f"{' '.join(name.split())} {at:,}: {n / rate:.4g} s, {n * flops:.3g} FLOP, {memory / 1e9:.2f} GB",
-            flush=True,
-        )
+        what = f"{name.replace(chr(10), ' ')} {at:,}"
+        print(f"{what}: {n / rate:.4g} s, {n * flops:.3g} FLOP, {memory / 1e9:.2f} GB", flush=True)
     last = found[-1]
     for x in others:
         times = x / last["x"]
@@ -117,8 +115,7 @@ def draw(path: Path, results: dict[str, list[dict]]) -> None:
             below.set_xticks(x, x)
             below.xaxis.set_minor_locator(plt.NullLocator())
         above.set_title(AXES[axis][0], fontsize=9)
-    axes[0, 0].set(ylabel="seconds")
-    axes[1, 0].set(ylabel="memory in GB")
+    axes[0, 0].set_ylabel("seconds"), axes[1, 0].set_ylabel("memory in GB")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
@@ -127,11 +124,12 @@ def main() -> None:
     parser = cli.plain_parser(__doc__)
     parser.add_argument("--out", type=Path, metavar="JSON", help="file for the numbers")
     parser.add_argument("--figure", type=Path, metavar="PNG", help="file for the picture")
-    args: Namespace = parser.parse_args()
+    args = parser.parse_args()
     results = {axis: points(axis) for axis in AXES}
     if args.out:
         with atomic_write(args.out) as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            content = {"machine": machine(CPU), "axes": results}
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if args.figure:
         draw(args.figure, results)
 

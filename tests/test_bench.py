@@ -67,6 +67,16 @@ def test_what_is_measured_is_saved_and_what_fails_is_left_out(tmp_path, monkeypa
     assert json.loads(args.out.read_text()) == result and min(result["flop_per_s"].values()) > 1e9
 
 
+@pytest.mark.parametrize("faster", [True, False])
+def test_bfloat16_is_measured_only_where_it_is_faster(monkeypatch, faster):
+    monkeypatch.setattr(bench.hardware, "bfloat16_is_faster", lambda device: faster)
+    rows = bench.rows_of("tiny", ["peer"], argparse.Namespace(device=CPU))
+    found = {(row["what"], row["who"], row["precision"]) for row in rows}
+    assert (("training", "peer", "bfloat16") in found) is faster and ("training", "peer", "float32") in found
+    assert ("sampling", bench.OURS, "bfloat16" if faster else "float32") in found
+    assert ("pia", bench.OURS, "float32") in found and ("pia", bench.OURS, "bfloat16") not in found
+
+
 def test_ratios_are_of_medians_to_the_better_library(capsys):
     def row(who, precision, *rates):
         its = {"preset": "tiny", "what": "training", "who": who, "precision": precision, "peak_memory": 2e9}

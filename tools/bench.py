@@ -6,8 +6,9 @@ It takes ten minutes at most, and prints and saves each speed as it is measured.
 in a process of its own. The result is the median of the rounds. The limit is the speed of a large matrix product in the
 same precision; torch.utils.flop_counter counts the operations of a network. "this project" trains with train.py's own
 loop, and samples and attacks as sample.py and evaluate.py do. "this network, plainly" and the other libraries (pip
-install diffusers denoising-diffusion-pytorch) are used as the libraries' documentation tells, in float32 and under
-bfloat16 autocast. Small networks are trained as reproduce.py trains them, as many at a time as there are cores.
+install diffusers denoising-diffusion-pytorch) are used as the libraries' documentation tells, in float32 and, where
+that is faster, under bfloat16 autocast. Small networks are trained as reproduce.py trains them, as many at a time as
+there are cores.
 """
 
 import contextlib
@@ -65,7 +66,7 @@ def main() -> None:
 
     command = shlex.join(["python", "-m", "tools.bench", *sys.argv[1:]])
     result = {"machine": machine(args.device), "date": time.strftime("%Y-%m-%d"), "command": command}
-    result |= {"flop_per_s": dict.fromkeys(PRECISIONS, 0)}
+    result |= {"flop_per_s": dict.fromkeys(precisions(args.device), 0)}
     result["rows"] = [row for preset in args.preset for row in rows_of(preset, installed() if args.peers else [], args)]
     print(result["machine"], flush=True)
     began = time.monotonic()
@@ -85,6 +86,11 @@ def machine(device: torch.device) -> str:
     return f"{processor}, {torch.get_num_threads()} cores, torch {torch.__version__}"
 
 
+def precisions(device: torch.device) -> list[str]:
+    """A processor without bfloat16 would need most of the ten minutes for it."""
+    return PRECISIONS if hardware.bfloat16_is_faster(device) else PRECISIONS[:1]
+
+
 def installed() -> list[str]:
     """The other libraries that can be imported. The others are named."""
     found = []
@@ -99,12 +105,11 @@ def installed() -> list[str]:
 
 def rows_of(preset: str, peers: list[str], args: Namespace) -> list[dict]:
     """The rows of the table, still without numbers."""
-    ours = "bfloat16" if hardware.bfloat16_is_faster(args.device) else "float32"
-    rows = []
+    its, rows = precisions(args.device), []
     for what in ("training", "sampling", *T):
-        who = [(OURS, ours if what in ("training", "sampling") else "float32")]
+        who = [(OURS, its[-1] if what in ("training", "sampling") else "float32")]
         if peers and what in ("training", "sampling", "pia"):
-            who += itertools.product([PLAIN, *peers], PRECISIONS)
+            who += itertools.product([PLAIN, *peers], its)
         rows += [{"preset": preset, "what": what, "who": one, "precision": precision} for one, precision in who]
     return [row | {"images_per_s": []} for row in rows]
 
@@ -112,7 +117,7 @@ def rows_of(preset: str, peers: list[str], args: Namespace) -> list[dict]:
 def measure(result: dict, args: Namespace, show: bool) -> None:
     """Measure everything once, and save all that is known after each."""
     limits = result["flop_per_s"]
-    for precision in PRECISIONS:  # the best counts: other programs on the machine can only slow it down
+    for precision in limits:  # the best counts: other programs on the machine can only slow it down
         limits[precision] = max(limits[precision], apart(matrix_product, precision, args.device)[0])
     for row in tqdm(list(result["rows"]), "a round", leave=False):
         how = row["what"], row["who"], row["precision"], row["preset"], args.device, args.seconds
@@ -148,7 +153,7 @@ def print_table(rows: list[dict], limits: dict[str, float]) -> None:
         print(f"{row['flop_per_image'] / 1e9:12,.2f} {share:13.0%} {row['peak_memory'] / 1e9:6.2f} GB")
     for what, default in [(what, precision) for what, who, precision in speed if who == OURS]:
         pairs = [(OURS, default, "float32")]  # what users meet; then at equal precision
-        pairs += [(OURS if same == default else PLAIN, same, same) for same in PRECISIONS]
+        pairs += [(OURS if same == default else PLAIN, same, same) for same in limits]
         for one, mine, theirs in dict.fromkeys(pairs):
             peers = {who: rate for (its, who, p), rate in speed.items() if (its, p) == (what, theirs)}
             peers = {who: rate for who, rate in peers.items() if who not in (OURS, PLAIN)}

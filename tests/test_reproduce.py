@@ -229,7 +229,7 @@ def test_an_interrupted_study_ends_at_the_weights_of_its_commands(tmp_path, monk
     assert {path.name for path in run.glob("*.png")} == drawn
     assert (run / "memorization.md").read_text() in out and (run / "table.md").read_text() in out
     assert f"FID is left out: there is no {tmp_path}/hub/checkpoints/inception_v3_google-0cc3c7bd.pth" in out
-    assert re.search(r"\n +0:\d\d to +0:\d\d  evaluate.py --attack pia --run .*/study/seed-0\n$", out)
+    assert re.search(r"\n +\d+:\d\d to +\d+:\d\d  evaluate.py --attack pia --run .*/study/seed-0\n$", out)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "toy", functools.cache(data.toy))

@@ -53,7 +53,7 @@ def roc_curves(path: Path, curves: dict[tuple[str, str], Sequence[ROC]]) -> None
             ax.set_title(attack if row == 0 else "")
             if i % across == 0:
                 ax.set_ylabel("TPR")
-    _save(figure, path)
+    save(figure, path)
 
 
 def over_epochs(path: Path, rows: Sequence[dict]) -> None:
@@ -76,7 +76,7 @@ def over_epochs(path: Path, rows: Sequence[dict]) -> None:
                 ax.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         ax.set(xlabel="epochs", title=attack)
     axes[0, 0].set_ylabel("AUC")
-    _save(figure, path)
+    save(figure, path)
 
 
 def histograms(path: Path, scores: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], t: dict[str, int]) -> None:
@@ -103,7 +103,7 @@ def histograms(path: Path, scores: dict[tuple[str, str], tuple[np.ndarray, np.nd
                 ax.set_title(release, fontsize=10)
             if column == 0:
                 ax.set_ylabel(f"{attack}, t = {t[attack.removesuffix('-ref')]}")
-    _save(figure, path)
+    save(figure, path)
 
 
 def pairs(path: Path, closest: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
@@ -120,7 +120,7 @@ def pairs(path: Path, closest: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None
             axes[2 * row, column].set_title(f"{ratio[column]:.2f}", fontsize=8)
             for ax, image in ((axes[2 * row, column], training), (axes[2 * row + 1, column], generated)):
                 ax.imshow(image[column].permute(1, 2, 0).numpy(), interpolation="nearest")
-    _save(figure, path)
+    save(figure, path)
 
 
 def samples(path: Path, grids: dict[str, Path]) -> None:
@@ -133,10 +133,10 @@ def samples(path: Path, grids: dict[str, Path]) -> None:
         ax.imshow(Image.open(grid), interpolation="nearest")
         ax.set_title(release, fontsize=10)
         ax.set_axis_off()
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
     named = [pair for ax in figure.axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
     if named:  # not every panel has all of them
         names = {label: handle for handle, label in named}

@@ -21,6 +21,7 @@ SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
 import data  # noqa: E402
+import dualmd  # noqa: E402
 import train  # noqa: E402
 from tools import forked  # noqa: E402
 
@@ -82,6 +83,12 @@ def grade_in_forks(patch) -> None:
 def _is_ours(module) -> bool:
     file = Path(getattr(module, "__file__", None) or "/")
     return file.is_relative_to(ROOT) and "tests" not in file.parts
+
+
+def few_steps(patch) -> None:
+    """Let every image be denoised in 4 steps, where 100 are usual."""
+    denoise = dualmd.denoise
+    patch.setattr(dualmd, "denoise", lambda *args, **how: denoise(*args, **how | {"stride": 250}))
 
 
 @contextmanager

@@ -12,11 +12,10 @@ import types
 
 import numpy as np
 import pytest
-from conftest import ROOT, grade_in_forks
+from conftest import ROOT, few_steps, grade_in_forks
 from PIL import Image
 
 import data
-import dualmd
 import fid
 import metrics
 import reproduce
@@ -85,8 +84,7 @@ def scene(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr(metrics, "RESAMPLES", 5)
         grade_in_forks(patch)
-        denoise = dualmd.denoise
-        patch.setattr(dualmd, "denoise", lambda *args, **how: denoise(*args, **how | {"stride": 250}))
+        few_steps(patch)
         draw = data.toy
         patch.setattr(data, "toy", lambda size, seed, n=60: draw(size, seed, n))
         for preset, ch, groups in (("tiny", 8, 4), ("cifar10", 32, 32)):

@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import Spy, same, settings
+from conftest import Spy, few_steps, same, settings
 from PIL import Image
 
 import attacks
@@ -535,11 +535,13 @@ def test_generated_images_are_kept_and_go_on(tmp_path, monkeypatch, small):
     make_run(tmp_path, small, ["all", "A", "B"])
     sizes = []
 
+    few_steps(monkeypatch)
+
     def spy(eps_model, schedule, x, original=dualmd.denoise, **how):
         sizes.append(len(x))
         if len(sizes) == interrupt_at:
             raise KeyboardInterrupt
-        return original(eps_model, schedule, x, **how | {"stride": 250})  # 4 steps for 100
+        return original(eps_model, schedule, x, **how)
 
     def generate(n, batch=4, seed=0):
         sizes.clear()
@@ -600,8 +602,8 @@ def frechet(x, y):
 
 
 def test_fid_of_every_release_to_members_and_to_held_out_images(tmp_path, monkeypatch, small, eyes, capsys):
-    split, original = make_run(tmp_path, small), dualmd.denoise
-    monkeypatch.setattr(dualmd, "denoise", lambda *args, **how: original(*args, **how | {"stride": 250}))
+    split = make_run(tmp_path, small)
+    few_steps(monkeypatch)
     call(monkeypatch, "--run", tmp_path, "--fid", "--batch", 7)
     rows = {row["model"]: row for row in json.loads((tmp_path / "fid.json").read_text())}
     generating = ["undefended", "DualMD pipeline", "DistillMD average", "DistillMD cross"]

@@ -718,17 +718,25 @@ def test_refusals(tmp_path, monkeypatch, capfd, command, message):
     assert tree(tmp_path) == before
 
 
-def test_what_a_study_runs_says_what_is_wrong(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        ("--members 7", "--members 7: must be even, .*"),
+        ("--dataset cifar10 --data-dir nowhere", "--data-dir nowhere: no such directory; .*"),
+    ],
+)
+def test_what_a_study_runs_says_what_is_wrong(tmp_path, monkeypatch, capfd, flags, says):
+    monkeypatch.setattr("reproduce.reason_without_fid", lambda args: "no weights")  # it would try to download them
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)  # another one imports torch anew
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # a script's handlers would outlive it
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--members", "7"])
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *flags.split()])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         cli.run(importlib.import_module("reproduce").main)
     assert end.value.code == 2 and tree(tmp_path) == []
     error = capfd.readouterr().err
-    assert re.fullmatch("train.py: --members 7: must be even, .*\n", error), error
+    assert re.fullmatch(f"train.py: {says}\n", error), error
 
 
 # --- the whole story, on real images ---

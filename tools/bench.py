@@ -134,12 +134,15 @@ def measure(result: dict, args: Namespace, show: bool) -> None:
         row["images_per_s"].append(float(f"{rate:.4g}"))
         row["peak_memory"] = max(memory, row.get("peak_memory", 0))
         if show:
-            tqdm.write(
-                f"{row['preset']:8} {row['what']:10} {row['who']:28} {row['precision']:9} {rate:10,.2f} images/s"
-            )
+            what = "{preset:8} {what:10} {who:28} {precision:9}".format(**row)
+            tqdm.write(f"{what} {rate:10,.2f} images/s")
         if args.out:
-            with atomic_write(args.out) as temporary:
-                temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            save(args.out, result)
+
+
+def save(path: Path, result: dict) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def print_table(rows: list[dict], limits: dict[str, float]) -> None:
@@ -185,9 +188,7 @@ def apart(function: Callable[..., Measured], *args, processes: int = 1) -> Measu
 def repeated(step: Callable[[int], object], n: int, device: torch.device, seconds: float) -> Measured:
     """step(n), which computes n images, repeated for so many seconds after a first time."""
     count, wait = 0, torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    with FlopCounterMode(display=False) as counter:
-        step(1)
-    began = time.perf_counter()
+    flops, began = operations(step), time.perf_counter()
     step(n), wait()
     if time.perf_counter() - began > 2:
         count = 1  # a long step counts at once, a short one must wait until the memory is there
@@ -197,7 +198,13 @@ def repeated(step: Callable[[int], object], n: int, device: torch.device, second
         step(n), wait()
         count += 1
     rate = n * count / (time.perf_counter() - began)
-    return rate, counter.get_total_flops(), hardware.peak_memory(device)
+    return rate, flops, hardware.peak_memory(device)
+
+
+def operations(step: Callable[[int], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        step(1)
+    return counter.get_total_flops()
 
 
 # --- what is measured --------------------------------------------------------------------------------
@@ -224,10 +231,8 @@ def timed(what: str, who: str, precision: str, preset: str, device: torch.device
             return own_training(preset, batch, device, seconds)
     network, eps_model, loss, sample = NETWORKS[who][1](its["unet"], its["size"], device)
     x, schedule = torch.rand(batch, 3, its["size"], its["size"], device=device) * 2 - 1, NoiseSchedule()
-    optimizer, more = torch.optim.Adam(network.parameters(), lr=1e-4), {}
+    optimizer, attacker = torch.optim.Adam(network.parameters(), lr=1e-4), attack(what, T[what]) if what in T else None
     network.train(what == "training").requires_grad_(what == "training")
-    if what in T and "generator" in inspect.signature(getattr(attacks, what)).parameters:
-        more["generator"] = torch.Generator()
 
     def autocast(n: int) -> torch.autocast:  # on one image the operations are counted, in float32
         return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16" and n > 1)
@@ -237,20 +242,31 @@ def timed(what: str, who: str, precision: str, preset: str, device: torch.device
             return eps_model(x, t)
 
     def step(n: int) -> None:
-        if what in T:
-            getattr(attacks, what)(network if what == "gradient" else ask, schedule, x[:n], T[what], **more)
+        if attacker:
+            attacker(network if what == "gradient" else ask, schedule, x[:n])
             return
         with redirect_stderr(io.StringIO()), autocast(n):  # no progress bar
             value = loss(x[:n]) if what == "training" else sample(n, MEASURED_STEPS)
         if what == "training":
-            value.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            learn(value, network, optimizer)
 
     rate, flops, memory = repeated(step, batch, device, seconds)
     part = STEPS // MEASURED_STEPS if what == "sampling" else 1
     return rate / part, flops * part, memory
+
+
+def attack(name: str, t: int) -> Callable[[EpsModel, NoiseSchedule, Tensor], Tensor]:
+    """An attack at a timestep, with a generator if it draws noise."""
+    function = getattr(attacks, name)
+    more = {"generator": torch.Generator()} if "generator" in inspect.signature(function).parameters else {}
+    return functools.partial(function, t=t, **more)
+
+
+def learn(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def own_training(preset: str, batch: int, device: torch.device, seconds: float) -> Measured:
@@ -262,8 +278,8 @@ def own_training(preset: str, batch: int, device: torch.device, seconds: float) 
         wanted, images = train.new_model(args)
         wanted.settings["batch"] = batch
         rate, memory = train.train(wanted, images, [], args), hardware.peak_memory(device)
-    _, flops, _ = timed("training", PLAIN, "float32", preset, torch.device("cpu"), seconds=0)
-    return rate, flops, memory
+    _, _, loss, _ = this_network(wanted.unet, images.shape[-1], torch.device("cpu"))
+    return rate, operations(lambda n: loss(torch.rand(n, *images.shape[1:])).backward()), memory
 
 
 # --- networks: their package, and a function of sizes that makes one, as an eps model, its loss and its sampler ----

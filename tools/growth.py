@@ -7,21 +7,15 @@ minute or two.
 What would take longer is extrapolated: it is proportional to the x axis. The figure shows it as a hollow point.
 """
 
-import functools
-import json
 from pathlib import Path
 
 import torch
-from torch import nn
 
-import attacks
 from data import to_float
-from dualmd import NoiseSchedule, denoise, training_loss
-from lab import cli, hardware
-from lab.figures import plt
-from lab.files import atomic_write
+from dualmd import NoiseSchedule
+from lab import cli, figures, hardware
 from metrics import nearest
-from tools.bench import Measured, apart, machine, repeated
+from tools.bench import Measured, apart, attack, learn, machine, repeated, save, this_network
 from unet import UNet, UNetConfig
 
 CPU, BATCH, SIDE, CH = torch.device("cpu"), 4, 32, 32
@@ -48,29 +42,22 @@ def cost(axis: str, x: int | str) -> Measured:
     """Times a second, operations of one time, and peak memory, at one point of an axis."""
     torch.set_num_threads(1)
     hardware.reuse_memory()
-    side, schedule = x if axis == "side" else SIDE, NoiseSchedule()
+    side = x if axis == "side" else SIDE
     stored = torch.randint(256, (x if axis in ("images", "copies") else BATCH, 3, side, side), dtype=torch.uint8)
-    images = to_float(stored[:BATCH])
     if axis == "copies":
         return repeated(lambda n: nearest(stored[: 64 * n], stored), 1, CPU, seconds=1)
-    model = UNet(network(x if axis == "parameters" else CH))
+    model, _, loss, sample = this_network(network(x if axis == "parameters" else CH), side, CPU)
     if axis in ("timesteps", "queries"):
         model.eval().requires_grad_(False)
         if axis == "timesteps":
-            step = functools.partial(denoise, model, schedule, stride=1000 // x)
-        else:
-            more = {"generator": torch.Generator()} if x in ("loss", "rediffuse") else {}
-            step = functools.partial(getattr(attacks, x), model, schedule, t=T.get(x, 200), **more)
-        return repeated(lambda n: step(images[:n]), BATCH, CPU, seconds=1)
+            return repeated(lambda n: sample(n, x), BATCH, CPU, seconds=1)
+        attacker, images = attack(x, T.get(x, 200)), to_float(stored)
+        return repeated(lambda n: attacker(model, NoiseSchedule(), images[:n]), BATCH, CPU, seconds=1)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
 
     def train(n: int) -> None:
         for batch in stored[:n].split(BATCH):
-            x0, t, eps = to_float(batch), torch.randint(1000, (len(batch),)), torch.randn(batch.shape)
-            optimizer.zero_grad()
-            training_loss(model, schedule.add_noise(x0, t, eps), t, eps).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            learn(loss(to_float(batch)), model, optimizer)
 
     return repeated(train, len(stored), CPU, seconds=1)
 
@@ -99,7 +86,7 @@ def points(axis: str) -> list[dict]:
 
 def draw(path: Path, results: dict[str, list[dict]]) -> None:
     shown = [axis for axis in results if axis != "processes"]  # two numbers are no curve
-    figure, axes = plt.subplots(2, len(shown), figsize=(2.4 * len(shown), 4.6), layout="constrained", sharex="col")
+    figure, axes = figures.plt.subplots(2, len(shown), figsize=(2.4 * len(shown), 4.6), sharex="col")
     for (above, below), axis in zip(axes.T, shown, strict=True):
         for ax, key, unit in ((above, "seconds", 1), (below, "bytes", 1e9)):
             x, y = [p["x"] for p in results[axis]], [p[key] / unit for p in results[axis]]
@@ -107,17 +94,16 @@ def draw(path: Path, results: dict[str, list[dict]]) -> None:
             for at, value, p in zip(x, y, results[axis], strict=True):
                 ax.plot(at, value, "o", color="#0072B2", fillstyle="full" if p["measured"] else "none")
             ax.set(xscale="log", yscale="log")
-            ax.yaxis.set_major_locator(plt.LogLocator(subs=(1,) if max(y) > 100 * min(y) else (1, 2, 5)))
+            ax.yaxis.set_major_locator(figures.plt.LogLocator(subs=(1,) if max(y) > 100 * min(y) else (1, 2, 5)))
             ax.yaxis.set_major_formatter("{x:g}")
-            ax.yaxis.set_minor_formatter(plt.NullFormatter())
+            ax.yaxis.set_minor_formatter(figures.plt.NullFormatter())
         below.set_ylim(0.2, 2)
         if axis == "side":
             below.set_xticks(x, x)
-            below.xaxis.set_minor_locator(plt.NullLocator())
+            below.xaxis.set_minor_locator(figures.plt.NullLocator())
         above.set_title(AXES[axis][0], fontsize=9)
     axes[0, 0].set_ylabel("seconds"), axes[1, 0].set_ylabel("memory in GB")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    figures.save(figure, path)
 
 
 def main() -> None:
@@ -127,9 +113,7 @@ def main() -> None:
     args = parser.parse_args()
     results = {axis: points(axis) for axis in AXES}
     if args.out:
-        with atomic_write(args.out) as temporary:
-            content = {"machine": machine(CPU), "axes": results}
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        save(args.out, {"machine": machine(CPU), "axes": results})
     if args.figure:
         draw(args.figure, results)
 

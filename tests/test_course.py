@@ -130,7 +130,8 @@ def test_a_mistake_is_called_by_its_name(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_every_solution_is_graded(tmp_path, monkeypatch, file, written, message):
-    monkeypatch.setattr(course, "SECONDS", 5)
+    if "seconds" in message:  # the others may take as long as a cold start of Python on a busy machine
+        monkeypatch.setattr(course, "SECONDS", 5)
     course.start([2], tmp_path / "s")
     (tmp_path / "s" / file).write_text(written)
     graded = course.grade(2, tmp_path / "s")

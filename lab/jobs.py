@@ -1,7 +1,7 @@
 """Commands that run side by side, each when the files that it needs are there. reproduce.py lists them."""
 
-import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import runpy
 import shlex
 import signal
@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from lab.files import BadInput
+from lab.training import deferred_signals
 
 
 @dataclass
@@ -42,6 +43,9 @@ def run_all(waiting: list[Job], cores: int, on_cpu: bool) -> list[tuple[Job, flo
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
         context.set_forkserver_preload(["torch._dynamo", "matplotlib.pyplot"])
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C must not end the server's imports
+        multiprocessing.forkserver.ensure_running()
+        signal.signal(signal.SIGINT, handler)
     running, times, start, folder = {}, [], time.monotonic(), tempfile.TemporaryDirectory()
     try:
         while waiting or running:
@@ -53,10 +57,11 @@ def run_all(waiting: list[Job], cores: int, on_cpu: bool) -> list[tuple[Job, flo
                 # a command beside others prints all its text at the end, so that it does not cross their progress bars
                 text = None if job.cores == cores > 1 else Path(folder.name, str(line))
                 process = context.Process(target=run_script, args=(job, text, line, on_cpu))
-                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which forks inherit: this process ends them
-                process.start()
-                running[process.sentinel] = job, process, text, time.monotonic() - start, line
-                signal.signal(signal.SIGINT, handler)
+                with deferred_signals() as signals:  # a process that runs is in `running`, so that it is ended
+                    process.start()
+                    running[process.sentinel] = job, process, text, time.monotonic() - start, line
+                for number in signals:
+                    signal.raise_signal(number)
                 continue
             for sentinel in multiprocessing.connection.wait(running):
                 job, process, text, began, _ = running.pop(sentinel)
@@ -68,8 +73,7 @@ def run_all(waiting: list[Job], cores: int, on_cpu: bool) -> list[tuple[Job, flo
                 if process.exitcode == 2:
                     sys.exit(2)  # the job has said what is wrong
                 if process.exitcode or (job.makes and not job.done):
-                    failed = f"this failed (exit status {process.exitcode}), and the rest was stopped"
-                    raise BadInput(f"{failed}: {job}")
+                    raise BadInput(f"this failed (exit status {process.exitcode}), and the rest was stopped: {job}")
     finally:
         for _, process, *_ in running.values():
             process.terminate()
@@ -80,6 +84,7 @@ def run_all(waiting: list[Job], cores: int, on_cpu: bool) -> list[tuple[Job, flo
 
 def run_script(job: Job, output: Path | None, line: int, on_cpu: bool) -> None:
     """Run a job in this process; its progress bars appear on this line of the screen."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that started this one, which ends it
     if output:
         sys.stdout = open(output, "w", encoding="utf-8")
     if on_cpu:  # two processes of one thread do almost twice the work of one process with two threads

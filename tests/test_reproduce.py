@@ -2,12 +2,14 @@
 
 import argparse
 import functools
+import multiprocessing.forkserver
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,28 @@ def test_a_failure_stops_the_others(tmp_path):
     lazy = script(tmp_path, "")
     with pytest.raises(BadInput, match="this failed"):
         run_all([lazy(makes=[tmp_path / "nothing"])], cores=1, on_cpu=True)
+
+
+def test_ctrl_c_while_a_command_starts_is_not_lost(monkeypatch):
+    did = []
+
+    class Process:
+        sentinel, terminate, join = 0, lambda self: did.append("terminate"), lambda self: did.append("join")
+
+        def start(self):
+            signal.raise_signal(signal.SIGINT)
+            did.append("start")
+
+    context = types.SimpleNamespace(Process=lambda **what: Process(), set_forkserver_preload=lambda modules: None)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+    monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", lambda: None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_all([Job(["python", "train.py"])], cores=1, on_cpu=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert did == ["start", "terminate", "join"]
 
 
 @pytest.mark.slow

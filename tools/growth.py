@@ -2,9 +2,9 @@
 
     python -m tools.growth --out results/growth.json --figure docs/growth.png
 
-Each point is measured on the CPU in a process of its own with one thread, in float32, in about a second. It takes a
-minute or two.
-What would take longer is extrapolated: it is proportional to the x axis. The figure shows it as a hollow point.
+Each point is measured on the CPU in a process of its own with one thread, in float32, in about a second. All of them
+take a minute or two. What would take longer is extrapolated: it is proportional to the x axis. The figure shows it as a
+hollow point.
 """
 
 from pathlib import Path

@@ -700,21 +700,26 @@ REFUSALS = {
 }
 
 
+def refused(monkeypatch, capfd, folder, command):
+    """What a script prints to stderr, when it is started inside `folder` and ends with exit status 2."""
+    script, *flags = command.split()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # a script's handlers would outlive it
+    with pytest.raises(SystemExit) as end:
+        cli.run(importlib.import_module(script.removesuffix(".py")).main)
+    assert end.value.code == 2
+    return capfd.readouterr().err
+
+
 @pytest.mark.parametrize("command, message", REFUSALS.items())
 def test_refusals(tmp_path, monkeypatch, capfd, command, message):
     scene(tmp_path)
     before = tree(tmp_path)
-    script, *flags = command.split()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [script, *flags])
-    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # a script's handlers would outlive it
     monkeypatch.setattr(data, "toy", lambda size, seed: torch.zeros((1024, 3, size, size), dtype=torch.uint8))
-    with pytest.raises(SystemExit) as end:
-        cli.run(importlib.import_module(script.removesuffix(".py")).main)
-    assert end.value.code == 2
-    error = [line for line in capfd.readouterr().err.splitlines() if "it/s" not in line]
+    error = [line for line in refused(monkeypatch, capfd, tmp_path, command).splitlines() if "it/s" not in line]
     assert len(error) == 1, error
-    assert re.fullmatch(f"{script}: {message}", error[0])
+    assert re.fullmatch(f"{command.split()[0]}: {message}", error[0])
     assert tree(tmp_path) == before
 
 
@@ -729,14 +734,10 @@ def test_what_a_study_runs_says_what_is_wrong(tmp_path, monkeypatch, capfd, flag
     monkeypatch.setattr("reproduce.reason_without_fid", lambda args: "no weights")  # it would try to download them
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)  # another one imports torch anew
-    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # a script's handlers would outlive it
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", *flags.split()])
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        cli.run(importlib.import_module("reproduce").main)
-    assert end.value.code == 2 and tree(tmp_path) == []
-    error = capfd.readouterr().err
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", lambda: None)
+    error = refused(monkeypatch, capfd, tmp_path, f"reproduce.py {flags}")
     assert re.fullmatch(f"train.py: {says}\n", error), error
+    assert tree(tmp_path) == []
 
 
 # --- the whole story, on real images ---

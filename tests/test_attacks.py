@@ -2,11 +2,14 @@
 
 import inspect
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import Spy
 
 import attacks
@@ -70,6 +73,31 @@ def test_secmi(t, stride):
     assert spy.timesteps == [*targets, t]
     double = attacks.secmi(model(), SCHEDULE, X0.double(), t, stride=stride)
     np.testing.assert_allclose(double.numpy(), -((back - x) ** 2).reshape(3, -1).sum(1), rtol=1e-8)
+
+
+def wave(*shape, k):
+    """f of ../shared/README.md: sin(i k + 0.3 sin(0.77 i)) over the numbers i of all entries."""
+    i = torch.arange(math.prod(shape), dtype=torch.float64)
+    return torch.sin(i * k + 0.3 * torch.sin(0.77 * i)).view(shape)
+
+
+@pytest.mark.parametrize("t", [50, 100, 200, 300])
+@pytest.mark.parametrize("name, rtol", [("secmi", 3e-4), ("pia", 2e-6), ("pian", 5e-6)])
+def test_the_published_code_gives_the_same_errors(name, rtol, t):
+    """peer_scores.json has what the code that PIA's authors published gives for this eps model, stride 10.
+
+    Ours are the same numbers: no factor, no power, and the same t. The published code computes in float32, and SecMI's
+    error is the small difference of two nearly equal images: so it agrees to four digits, and PIA to six.
+    """
+    kernel = (0.4 * wave(3, 3, 3, 3, k=1.7)).float()
+    x0 = torch.tanh(1.3 * wave(6, 3, 16, 16, k=0.9) + wave(6, 3, 16, 16, k=0.013)).float()
+
+    def eps_model(x, t):
+        return torch.tanh(F.conv2d(x, kernel, padding=1) * (0.5 + t.view(-1, 1, 1, 1) / 1000) + 0.3 * x)
+
+    published = json.loads((Path(__file__).parent / "peer_scores.json").read_text(encoding="utf-8"))[name][str(t)]
+    ours = -getattr(attacks, name)(eps_model, SCHEDULE, x0, t)
+    np.testing.assert_allclose(ours.numpy(), published, rtol=rtol)
 
 
 def test_secmi_steps_by_10_unless_told():

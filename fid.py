@@ -1,17 +1,20 @@
-"""FID, the Fréchet Inception distance between two sets of images: how much Inception-v3's features of them differ.
+"""FID, the Fréchet Inception distance between two sets of images, and the Inception Score of one set.
 
     python fid.py DIR_A DIR_B
 
 Inception-v3 turns each image into 2,048 features. The FID is the Fréchet distance between two Gaussians with the means
 and covariances of the two sets' features (Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to
 a Local Nash Equilibrium"). FIDs compare only with the same weights, resizing and number of images: fewer images give a
-larger FID. Images are resized to 299x299 as pytorch-fid does it: bilinearly (pixel centres at half-integers), without
-antialiasing, in float32, not rounded. A weight file holds one of two networks: torchvision's, or the literature's, the
-TensorFlow graph of 2015 that published FIDs are computed with.
+larger FID. The Inception Score is high where Inception recognises something in each image, and many different things in
+the whole set (Salimans et al. 2016, "Improved Techniques for Training GANs"). Images are resized to 299x299 as
+pytorch-fid does it: bilinearly (pixel centres at half-integers), without antialiasing, in float32, not rounded. A
+weight file holds one of two networks: torchvision's, or the literature's, the TensorFlow graph of 2015 that published
+FIDs are computed with.
 """
 
 import argparse
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,11 +48,15 @@ def main() -> None:
         if len(files) < 2:
             raise BadInput(f"{folder} holds {len(files)} images ({datasets.SUFFIXES}); a FID takes two at least")
     inception = load(args.inception_weights, args.device)
-    gaussians = []
-    for folder, files in zip(args.folders, sets, strict=True):
-        gaussians += gaussian(inception, read_images(files, args.batch), len(files), str(folder))
+    judged = [
+        judge(inception, read_images(files, args.batch), len(files), str(folder))
+        for folder, files in zip(args.folders, sets, strict=True)
+    ]
     of = " and ".join(f"{len(files):,}" for files in sets)
-    print(f"FID ({inception.weights}) of {of} images: {distance(*gaussians):.4f}")
+    print(f"FID ({inception.weights}) of {of} images: {distance(*judged[0][0], *judged[1][0]):.4f}")
+    for folder, (_, score) in zip(args.folders, judged, strict=True):
+        if score:
+            print(f"Inception Score of {folder}: {score[0]:.4f} ± {score[1]:.4f}")
 
 
 def add_weights(parser: argparse.ArgumentParser, default: str | None = "torchvision") -> None:
@@ -103,6 +110,25 @@ def distance(mu1: Tensor, root1: Tensor, mu2: Tensor, root2: Tensor) -> float:
     trace_of_root = torch.linalg.svdvals(root1.T @ root2).sum()
     result = (mu1 - mu2).square().sum() + root1.square().sum() + root2.square().sum() - 2 * trace_of_root
     return max(result.item(), 0.0)  # for a set with itself, rounding leaves 1e-12 of either sign
+
+
+SPLITS = 10  # parts of a set in an Inception Score, as in the literature
+
+
+def inception_score(logits: Tensor, splits: int = SPLITS) -> tuple[float, float]:
+    """exp(mean of KL(p(y|x) || p(y))) of each of `splits` parts: their mean and standard deviation, in float64.
+
+    logits (N, classes) are of N images in random order, N >= splits; p(y) is the mean of a part's p(y|x). The mean is
+    from 1 to the number of classes, and to N / splits: it compares only with the same N (Salimans et al. 2016,
+    section 4; the parts are torch-fidelity's).
+    """
+    log_p, scores = logits.double().log_softmax(1), []
+    for i in range(splits):
+        part = log_p[i * len(log_p) // splits : (i + 1) * len(log_p) // splits]
+        log_mean = part.logsumexp(0) - math.log(len(part))
+        scores.append((part.exp() * (part - log_mean)).sum(1).mean().exp())
+    scores = torch.stack(scores)
+    return scores.mean().item(), scores.std(correction=0).item()
 
 
 # --- Inception-v3 -----------------------------------------------------------------------------------
@@ -208,6 +234,11 @@ class InceptionV3(nn.Module):
             x = module(x)
         return x.mean((2, 3))
 
+    def classify(self, features: Tensor) -> Tensor:
+        """features (N, 2048) -> logits (N, classes), as for Inception Scores: the literature's leave out the biases."""
+        biases = None if len(self.fc.bias) == 1008 else self.fc.bias
+        return F.linear(features.to(self.fc.weight.device), self.fc.weight, biases)
+
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, 3, 299, 299) in [-1, 1] -> logits (N, classes)."""
         return self.fc(self.features(x))
@@ -226,6 +257,7 @@ def weights_path(weights: str) -> Path:
 def load(weights: str, device: torch.device | str = "cpu") -> InceptionV3:
     """The network of --inception-weights, for inference only. `.sha256` is that of its file, `.weights` names it.
 
+    `.classifies` is False where the file holds zeros for the classifier, because its source had none.
     Raises BadInput if the file is missing, or is not that of one of the two networks.
     """
     path = weights_path(weights)
@@ -254,28 +286,35 @@ def load(weights: str, device: torch.device | str = "cpu") -> InceptionV3:
     for module in inception.modules():
         if isinstance(module, Conv):
             module.conv, module.bn = fuse_conv_bn_eval(module.conv.eval(), module.bn.eval()), nn.Identity()
-    inception.sha256 = sha256
+    inception.sha256, inception.classifies = sha256, bool(inception.fc.weight.any())
     inception.weights = f"{'literature' if literature else 'torchvision'} {sha256[:8]}"
     return inception.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def gaussian(inception: InceptionV3, batches: Iterable[Tensor], n: int, what: str) -> Gaussian:
-    """Mean and root of the features' covariance, of n uint8 images in batches (N, 3, H, W); `what` names them.
+def judge(
+    inception: InceptionV3, batches: Iterable[Tensor], n: int, what: str
+) -> tuple[Gaussian, tuple[float, float] | None]:
+    """What `distance` compares, and the Inception Score, of n uint8 images in batches (N, 3, H, W); `what` names them.
 
-    Raises BadInput for fewer than two images, and for features that are not finite.
+    There is no score of fewer images than it has parts, and none without a classifier. Raises BadInput for fewer than
+    two images, and for features that are not finite.
     """
+    logits = []
     with tqdm(total=n, desc=f"Inception on {what}", unit="img", leave=False) as bar:
 
         def all_features() -> Iterator[Tensor]:
             for images in batches:
-                yield features(inception, images)
+                found = features(inception, images)
+                logits.append(inception.classify(found).cpu())
+                yield found
                 bar.update(len(images))
 
         try:
             mean, cov = mean_and_covariance(all_features())
         except ValueError as error:
             raise BadInput(f"no FID of {what}: {error}") from error
-    return mean, symmetric_root(cov)
+    score = inception_score(torch.cat(logits)) if n >= SPLITS and inception.classifies else None
+    return (mean, symmetric_root(cov)), score
 
 
 @torch.no_grad()

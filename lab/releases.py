@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -135,15 +136,15 @@ class EvaluatedRun:
                 saved = time.monotonic()
         return images
 
-    def gaussian(self, what: str, images: Tensor, inception: fid.InceptionV3) -> fid.Gaussian:
-        """What Inception sees in these images, for `fid.distance`; `what` names them."""
+    def judged(self, what: str, images: Tensor, inception: fid.InceptionV3) -> tuple[fid.Gaussian, tuple[float, ...]]:
+        """What `fid.judge` says of these images; `what` names them. No Inception Score is ()."""
         path, key = self.path / "fid" / f"{what}.npz", key_of(images.numpy(), inception.sha256, Path(fid.__file__))
         kept = read_kept(path, key)
         if not kept:
-            mean, root = fid.gaussian(inception, images.split(self.args.batch), len(images), what)
-            kept = {"mean": mean.numpy(), "root": root.numpy()}
+            (mean, root), score = fid.judge(inception, images.split(self.args.batch), len(images), what)
+            kept = {"mean": mean.numpy(), "root": root.numpy(), "score": np.array(score or ())}
             keep(path, key, **kept)
-        return torch.from_numpy(kept["mean"]), torch.from_numpy(kept["root"])
+        return (torch.from_numpy(kept["mean"]), torch.from_numpy(kept["root"])), tuple(kept["score"].tolist())
 
     def _key(self, name: str, *modules: ModuleType) -> str:
         """A key for what depends on an eps model, its schedule, the code of these modules, the dataset and the seed."""

@@ -56,8 +56,7 @@ def quality(runs: list[EvaluatedRun], inception: fid.InceptionV3, args: Namespac
     table, rows = tables.Table(tables.QUALITY, runs, inception.weights), []
     for run in runs:  # a perfect model would have the FID of the held-out images with as many images
         row = {"model": "real held-out", "held_out_loss": None, "n_generated": len(run.indices(run.releases[0])[1])}
-        to_members, _ = fids(run, run.releases[0], None, inception)
-        row |= {"fid_members": to_members, "fid_held_out": None, "fid_weights": inception.weights}
+        row |= quality_of(run, run.releases[0], None, inception) | {"fid_held_out": None}
         rows.append(row | provenance(run))
     results = table.add(rows)
     for release in GENERATING:
@@ -74,21 +73,21 @@ def cost(run: EvaluatedRun, release: str, inception: fid.InceptionV3 | None, arg
     found = {"held_out_loss": run.held_out_loss(release)}
     if inception:
         n = args.n or len(run.indices(release)[0])
-        to_members, to_held_out = fids(run, generates_as(release), n, inception)
-        found |= {"n_generated": n, "fid_members": to_members, "fid_held_out": to_held_out}
-        found |= {"fid_weights": inception.weights}
+        found |= {"n_generated": n} | quality_of(run, generates_as(release), n, inception)
     return found
 
 
-def fids(run: EvaluatedRun, release: str, n: int | None, inception: fid.InceptionV3) -> tuple[float, float]:
-    """The FIDs of n images that a release generates to its members, and to as many held-out images.
+def quality_of(run: EvaluatedRun, release: str, n: int | None, inception: fid.InceptionV3) -> dict:
+    """Of n images that a release generates: the Inception Score, and the FIDs to its members and to held-out images.
 
     Without n, the held-out images themselves are judged.
     """
     sides = zip(("members", "held-out"), run.indices(release), strict=True)
-    members, held_out = (run.gaussian(what, run.images[indices], inception) for what, indices in sides)
-    judged = run.gaussian(RELEASES[release].models[0], run.generated(release, n), inception) if n else held_out
-    return fid.distance(*judged, *members), fid.distance(*judged, *held_out)
+    members, held_out = (run.judged(what, run.images[indices], inception) for what, indices in sides)
+    (seen, score) = run.judged(RELEASES[release].models[0], run.generated(release, n), inception) if n else held_out
+    found = {"fid_members": fid.distance(*seen, *members[0]), "fid_held_out": fid.distance(*seen, *held_out[0])}
+    mean, spread = score or (None, None)
+    return found | {"inception_score": mean, "inception_score_std": spread, "fid_weights": inception.weights}
 
 
 def write(out: Path, contents: dict[str, list]) -> None:

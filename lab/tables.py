@@ -17,7 +17,7 @@ FIDS = [("FID to members", 20, "fid_members", "fid"), ("FID to held-out", 20, "f
 JUDGED = [("ASR", 5, "asr", ".3f"), ("@1%", 5, "tpr_at_1", ".3f"), ("@0.1%", 5, "tpr_at_01", ".3f")]
 PUBLISHED = [("published {}", 17, "auc", "range"), *JUDGED]
 ADAPTIVE = [("adaptive {}", 17, "auc", "range"), ("t", 9, "t", "picks"), *JUDGED]
-QUALITY = [*MODEL, ("images", 6, "n_generated", ","), *FIDS]
+QUALITY = [*MODEL, ("images", 6, "n_generated", ","), *FIDS, ("Inception Score", 15, "inception_score", ".2f")]
 MEMORIZATION = [
     MODEL[0],
     ("images", 6, "n", ","),

@@ -580,7 +580,8 @@ def test_generated_images_are_kept_and_go_on(tmp_path, monkeypatch, small):
 @pytest.fixture
 def eyes(monkeypatch):
     """An Inception that sees 24 numbers in an image, and the list of how many images it was shown at a time."""
-    inception = types.SimpleNamespace(weights="eyes 01234567", sha256="01234567")
+    inception = types.SimpleNamespace(weights="eyes 01234567", sha256="01234567", classifies=True)
+    inception.classify = lambda features: features[:, ::5] / 20
     shown = []
 
     def features(network, images):
@@ -620,6 +621,9 @@ def test_fid_of_every_release_to_members_and_to_held_out_images(tmp_path, monkey
         assert rows[release]["held_out_loss"] == training.held_out_loss(release)
         assert rows[release]["fid_members"] == pytest.approx(frechet(images, members), rel=1e-6)
         assert rows[release]["fid_held_out"] == pytest.approx(frechet(images, held_out), rel=1e-6)
+        score = fid.inception_score(images[:, :, ::4, ::2].flatten(1)[:, ::5].float() / 20)
+        assert (rows[release]["inception_score"], rows[release]["inception_score_std"]) == score
+    assert real["inception_score"] == fid.inception_score(held_out[:, :, ::4, ::2].flatten(1)[:, ::5].float() / 20)[0]
     printed = capsys.readouterr().out
     assert printed.startswith((tmp_path / "fid.md").read_text()) and "weights: eyes 01234567" in printed
     assert not (tmp_path / "table.md").exists()
@@ -649,7 +653,7 @@ def test_what_inception_saw_is_kept_until_it_changes(tmp_path, monkeypatch, smal
 
     def fids(n=8, seed=0):
         eyes.clear()
-        return reports.fids(EvaluatedRun(tmp_path / "run", evaluate_args(seed)), "undefended", n, inception)
+        return reports.quality_of(EvaluatedRun(tmp_path / "run", evaluate_args(seed)), "undefended", n, inception)
 
     first = fids()
     assert eyes == [12, 12, 8]
@@ -681,6 +685,7 @@ def test_fid_of_half_a_run_and_of_several(tmp_path, monkeypatch, small, eyes, ca
     real, alone = json.loads((tmp_path / "half" / "fid.json").read_text())
     images = EvaluatedRun(tmp_path / "half", evaluate_args()).generated("B alone", MEMBERS // 2)
     assert (alone["model"], alone["n_generated"], real["n_generated"]) == ("B alone", 6, 6)
+    assert alone["inception_score"] is None and real["inception_score"] is None, "fewer images than parts"
     assert alone["fid_members"] == pytest.approx(frechet(images, small[split.b]), rel=1e-6)
     assert alone["fid_held_out"] == pytest.approx(frechet(images, small[split.nonmembers[:6]]), rel=1e-6)
     assert real["fid_members"] == pytest.approx(frechet(small[split.nonmembers[:6]], small[split.b]), rel=1e-6)

@@ -125,6 +125,51 @@ def test_features_are_those_of_the_installed_torchvision(weights):
     assert difference.abs().max() < 1e-5 * expected.abs().max()
 
 
+def test_the_literature_classifies_without_biases(weights):
+    for network, biases in (("torchvision", True), ("literature", False)):
+        state = torch.load(weights[network], weights_only=True)
+        seen = torch.rand(2, 2048)
+        expected = seen @ state["fc.weight"].T + (state["fc.bias"] if biases else 0)
+        found = fid.load(weights[network]).classify(seen)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        assert state["fc.bias"].abs().max() > 1e-3
+
+
+@pytest.mark.slow
+def test_zeros_for_a_classifier_give_no_score(weights, tmp_path):
+    state = torch.load(weights["literature"], weights_only=True)
+    torch.save(state | {"fc.weight": torch.zeros(1008, 2048)}, tmp_path / "inception.pth")
+    for path, scored in ((tmp_path / "inception.pth", False), (weights["literature"], True)):
+        inception = fid.load(path)
+        assert (fid.judge(inception, [IMAGES.repeat(5, 1, 1, 1)], 10, "ten")[1] is not None) == scored
+
+
+# --- the Inception Score ---
+
+K = torch.arange(103 * 7, dtype=torch.float64)
+GIVEN = (3 * torch.sin(1.3 * K + 0.5 * torch.sin(0.37 * K))).view(103, 7)
+
+
+@pytest.mark.parametrize(
+    "scale, splits, score",
+    [
+        # torch-fidelity 0.4.0: isc_features_to_metric(scale * GIVEN, splits, shuffle=False)
+        (1, 10, (2.2322193673487716, 0.039775899663381485)),
+        (4, 10, (4.053197571492159, 0.09165291035700449)),
+        (1, 1, (2.3010939570413167, 0.0)),
+    ],
+)
+def test_inception_score_is_torch_fidelitys(scale, splits, score):
+    np.testing.assert_allclose(fid.inception_score(scale * GIVEN.float(), splits), score, rtol=1e-6, atol=1e-9)
+
+
+def test_inception_score_of_sure_and_unsure_classifiers():
+    classes = torch.arange(100) % 4
+    sure = 2000 * torch.nn.functional.one_hot(classes, 4).float()  # probabilities of 0 give no NaN
+    np.testing.assert_allclose(fid.inception_score(sure, 5), (4, 0), atol=1e-12)
+    np.testing.assert_allclose(fid.inception_score(torch.zeros(10, 4)), (1, 0), atol=1e-12)
+
+
 # --- the distance ---
 
 # scipy 1.17.1: |mu1 - mu2|^2 + Tr(cov1 + cov2) - 2 Tr(scipy.linalg.sqrtm(cov1 @ cov2)).real
@@ -250,6 +295,12 @@ def test_fid_of_two_folders(tmp_path, monkeypatch, capsys, weights):
     out = call(monkeypatch, capsys, a, b, "--inception-weights", weights["literature"], "--batch", 2)
     found = re.fullmatch(r"FID \(literature [0-9a-f]{8}\) of 5 and 5 images: ([\d.]+)\n", out)
     assert float(found[1]) == pytest.approx(expected, rel=1e-4)
+
+    ten = photographs(tmp_path / "ten", 11)
+    out = call(monkeypatch, capsys, a, ten, "--inception-weights", weights["literature"], "--batch", 4)
+    pixels = torch.from_numpy(np.stack([Image.open(path) for path in datasets.image_files(ten)])).permute(0, 3, 1, 2)
+    mean, spread = fid.inception_score(inception.classify(fid.features(inception, pixels)))
+    assert out.splitlines()[1:] == [f"Inception Score of {ten}: {mean:.4f} ± {spread:.4f}"], "5 images have none"
 
 
 def test_images_come_in_order_and_from_every_mode(tmp_path):

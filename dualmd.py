@@ -129,19 +129,19 @@ class DualMD:
 def distill_targets(
     teacher_a: EpsModel, teacher_b: EpsModel, x_t: Tensor, t: Tensor, in_a: Tensor, targets: str
 ) -> Tensor:
-    """DistillMD's targets, shaped like x_t: the student learns to predict these instead of the true noise.
+    """A student's targets, shaped like x_t: it learns to predict these instead of the true noise.
 
     `in_a` (N,) bool, best on the CPU, is True where teacher A was trained on the image, else B was.
-    "cross", as in the paper: the prediction of the teacher that was *not* trained on the image. It is B's
-    for an image of half A, and A's for one of half B. Each teacher is evaluated only on the images for
-    which it is needed. "average": the mean of both teachers, one of which has memorised the image. Raises
-    ValueError for any other `targets`.
+    "cross" is DistillMD: the prediction of the teacher that was *not* trained on the image. It is B's for
+    an image of half A, and A's for one of half B. Each teacher is evaluated only on the images for which
+    it is needed. "average" is a variant, the mean of both teachers, one of which has memorised the image.
+    Raises ValueError for any other `targets`.
     """
-    if targets == "average":
-        return (teacher_a(x_t, t) + teacher_b(x_t, t)) / 2
     if targets == "cross":
         return route(teacher_b, teacher_a, in_a, x_t, t)
-    raise ValueError(f'targets must be "average" or "cross", not {targets!r}')
+    if targets == "average":
+        return (teacher_a(x_t, t) + teacher_b(x_t, t)) / 2
+    raise ValueError(f'targets must be "cross" or "average", not {targets!r}')
 
 
 def route(model_where: EpsModel, model_elsewhere: EpsModel, where: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

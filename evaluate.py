@@ -3,7 +3,7 @@
     python evaluate.py --attack pia        python evaluate.py --memorization        python evaluate.py --fid
     python evaluate.py --list              python evaluate.py --checkpoint FILE --member-split NPZ --attack pia
 
-It prints a table and writes it into the run's directory, with figures: table.md, results.json, epochs.json, *.png.
+It prints a table and writes it into the run's directory, with figures: table.md, results.json, steps.json, *.png.
 With several runs, which differ in their seed, it gives the mean and the range over them. An AUC of 0.5 is a coin toss,
 an AUC of 1 is a certain attacker. metrics.py explains the two protocols. If there is a reference model, each attack is
 made a second time with it, as ATTACK-ref. --memorization attacks no model: each model generates images, and
@@ -105,7 +105,7 @@ def published_run(args: Namespace) -> EvaluatedRun:
     split = data.index_split(len(images), args.members, args.seed, pools)
     if pools is None:
         print(f"no --member-split: the members are those that train.py --seed {args.seed} would train on")
-    model = Checkpoint("all", dataset, split, {"seed": args.seed, "epochs": None}, unet, weights)
+    model = Checkpoint("all", dataset, split, {"seed": args.seed, "steps": None}, unet, weights)
     model.schedule["T"] = T
     sizes = f"{unet.ch} channels times {unet.mult}, {unet.blocks} blocks a level, attention at levels {unet.attn}"
     print(f"{args.checkpoint}: {sizes}, {model.parameters:,} parameters, T = {T:,}", flush=True)
@@ -152,11 +152,11 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
 
     cheap = {attack: t for attack, t in fixed.items() if attack in ("loss", "pia")}
     own = [] if args.checkpoint else runs  # what lies beside the scores of another's model is not of that model
-    epochs = [row for run in own for row in over_epochs(run, cheap)]
-    reports.write(out, {"table.md": table.lines + closing, "results.json": results, "epochs.json": epochs})
+    steps = [row for run in own for row in over_steps(run, cheap)]
+    reports.write(out, {"table.md": table.lines + closing, "results.json": results, "steps.json": steps})
     figures.roc_curves(out / "roc.png", curves)
     figures.histograms(out / "histograms.png", histograms, fixed)
-    figures.over_epochs(out / "epochs.png", epochs)
+    figures.over_steps(out / "steps.png", steps)
     grids = {name: run.path / f"samples-{RELEASES[name].models[0]}.png" for run in own[:1] for name in run.releases}
     figures.samples(out / "samples.png", grids)
     print(f"table, results and figures are in {out}/")
@@ -226,7 +226,7 @@ def summary(protocol: str, picks: list[tuple[int, int]], rules: list[str], resul
     }
 
 
-def over_epochs(run: EvaluatedRun, fixed: dict[str, int]) -> list[dict]:
+def over_steps(run: EvaluatedRun, fixed: dict[str, int]) -> list[dict]:
     """The published protocol's AUCs of the models at each snapshot (train.py --snapshots) and at the end."""
     rows = []
     for at in [*(EvaluatedRun(path, run.args, run.images) for path in snapshots(run.path)), run]:
@@ -235,7 +235,7 @@ def over_epochs(run: EvaluatedRun, fixed: dict[str, int]) -> list[dict]:
                 (members,), (nonmembers,) = at.scores(release, {attack: [t]})[attack]
                 row = {"model": release, "attack": attack, "protocol": "published", "t": [t]}
                 row |= {"auc": metrics.auc(members.numpy(), nonmembers.numpy())}
-                rows.append(row | {"epochs": at.first.settings["epochs"], "seed": at.seed})
+                rows.append(row | {"steps": at.first.settings["steps"], "seed": at.seed})
     return rows
 
 

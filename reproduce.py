@@ -16,22 +16,22 @@ import attacks
 import fid
 from lab import checkpoint, cli
 from lab.files import BadInput
+from lab.hardware import paper_scale
 from lab.jobs import Job, run_all
 
-# Members and epochs by dataset and preset: the undefended model memorises its members, and training ends soon after.
-# All other values are train.py's.
-SIZES = {("toy", "tiny"): (128, 200), ("cifar10", "tiny"): (112, 250)}
+# members and steps of train.py's presets: models of another study in --run are noticed by them
+SIZES = {"tiny": (128, 1200), "small": (512, 9600), "cifar10": (None, 780_000)}
 
 
 def main() -> None:
-    members, epochs = (f"(default: toy {toy}, cifar10 {real}, else the preset's)" for toy, real in zip(*SIZES.values()))
-    parser = cli.parser(__doc__, dataset="toy", members=members)
+    parser = cli.parser(__doc__, dataset="toy", members="(default: the preset's)")
     size = parser.add_argument_group("size of the study (train.py's flags)")
-    size.add_argument("--preset", help="tiny, small, cifar10 (default: tiny; for real images on a GPU, cifar10)")
+    size.add_argument("--preset", choices=SIZES, default="tiny", help="minutes, hours, days (default: %(default)s)")
     size.add_argument("--size", type=cli.natural, help="side of the images in pixels (default: the preset's)")
-    size.add_argument("--epochs", type=cli.natural, help=f"epochs of every training {epochs}")
+    size.add_argument("--steps", type=cli.natural, help="steps of every training (default: the preset's)")
     size.add_argument("--seeds", type=cli.natural, default=1, help="trainings of all models (default: %(default)s)")
-    size.add_argument("--snapshots", type=cli.natural, default=8, help="points of epochs.png (default: %(default)s)")
+    size.add_argument("--snapshots", type=cli.natural, default=8, help="points of steps.png (default: %(default)s)")
+    size.add_argument("--average", action="store_true", help="the variant, too: a student of averaged targets")
     judged = parser.add_argument_group("attacks and quality (evaluate.py's flags)")
     attack = f"attacks, or all, which take long (default: {' '.join(cli.ATTACKS)})"
     judged.add_argument("--attack", choices=[*attacks.HOLDS, "all"], nargs="+", default=cli.ATTACKS, help=attack)
@@ -50,6 +50,8 @@ def main() -> None:
         print(f"  {job}{'  # done already' if job.done else ''}")
     if without_fid:
         print(f"\nFID is left out: {without_fid}")
+    if args.device.type == "cuda" and args.preset != "cifar10":
+        print(paper_scale(args.device))
     print(flush=True)
     times = run_all([job for job in jobs if not job.done], cores, args.device.type == "cpu")
     for job, *moments in sorted(times, key=lambda row: row[1]):
@@ -76,6 +78,7 @@ def study(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
     """All commands, in an order in which they can be run one by one."""
     root, jobs = args.run, []
     runs = [root / f"seed-{seed}" for seed in range(args.seeds)]
+    students = ["distill-cross", *(["distill-average"] if args.average else [])]
     its = sizes(args)
     size = flags(**its)
     data = flags(dataset=args.dataset, data_dir=args.data_dir, device=args.device)
@@ -84,7 +87,8 @@ def study(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
         jobs.append(Job(["python", *map(str, words), *data], **rest))
 
     for seed, run in enumerate(runs):
-        model = {name: run / f"{name}.pt" for name in ("all", "A", "B", "distill-cross", "distill-average")}
+        model = {name: run / f"{name}.pt" for name in ("all", "A", "B", *students)}
+        teachers = [model["A"], model["B"]]
         into = ["--run", run, "--snapshots", args.snapshots]
         for split in ("all", "A", "B"):
             add("train.py", "--split", split, *into, *size, "--seed", seed, makes=[model[split]])
@@ -95,14 +99,13 @@ def study(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
         if its["preset"] != "cifar10" or its["members"]:
             reference = [run / "reference.pt"]
             add("train.py", "--split", "reference", "--run", run, *size, "--seed", seed, makes=reference)
-        for targets in ("cross", "average"):
-            student = model[f"distill-{targets}"]
-            add("train.py", "--distill", targets, *into, needs=[model["A"], model["B"]], makes=[student])
+        for student in students:
+            targets = student.removeprefix("distill-")
+            add("train.py", "--distill", targets, *into, needs=teachers, makes=[model[student]])
         if seed == 0:
-            for name in ("all", "dual", "distill-cross", "distill-average"):
-                teachers = [model["A"], model["B"]] if name == "dual" else [model[name]]
-                grid = run / f"samples-{name}.png"
-                add("sample.py", "--model", name, "--n", 16, "--run", run, needs=teachers, makes=[grid])
+            for name in ("all", "dual", *students):
+                needs, grid = teachers if name == "dual" else [model[name]], run / f"samples-{name}.png"
+                add("sample.py", "--model", name, "--n", 16, "--run", run, needs=needs, makes=[grid])
         if missing:  # attacks that need no student, while the last student is trained: their scores are kept
             needs = attacked + reference
             add("evaluate.py", "--attack", *args.attack, "--print-only", "--run", run, needs=needs)
@@ -121,9 +124,8 @@ def study(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
 
 def sizes(args: Namespace) -> dict[str, object]:
     """The flags of train.py that give a training's size; None where the preset decides."""
-    preset = args.preset or ("cifar10" if args.dataset != "toy" and args.device.type == "cuda" else "tiny")
-    members, epochs = SIZES.get((args.dataset, preset), (None, None))
-    found = {"preset": preset, "members": args.members or members, "epochs": args.epochs or epochs, "size": args.size}
+    members, steps = SIZES[args.preset]
+    found = {"preset": args.preset, "members": args.members or members, "steps": args.steps or steps, "size": args.size}
     return found | {"member_split": args.member_split and str(args.member_split)}
 
 

@@ -1,7 +1,10 @@
 """Train one model of a run: on half A, on half B, on all members (undefended), as a student of A and B, a reference.
 
-    python train.py --split A            python train.py --distill cross
+    python train.py --split A            python train.py --distill
     torchrun --nproc_per_node=2 -- train.py --split A
+
+As in the paper, each model gets the same number of steps (batches). A and B have half of the images each, and so they
+see each of them twice as often.
 
 The randomness of a step (its images, timesteps, noise and dropout) is a function of --seed, the model's name and the
 step. So the same seed gives the same weights, an interrupted training continues as if nothing had happened, and
@@ -9,6 +12,7 @@ several processes compute together what one process would compute.
 """
 
 import copy
+import math
 from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 
@@ -27,16 +31,17 @@ from lab.training import claimed, resumable, student
 from unet import UNet, UNetConfig
 
 SMALL = UNetConfig(ch=32, mult=(1, 1, 2), attn=(), blocks=1, dropout=0.0, groups=8)
-QUICK = {"epochs": 600, "batch": 16, "lr": 1e-3, "warmup": 100, "ema": 0.99, "flip": False}
-LONG = {"epochs": 4096, "batch": 128, "lr": 2e-4, "warmup": 5000, "ema": 0.9999, "flip": True}
+# "cosine": the learning rate falls to 0 at the last step, and the network memorises its images in half of the steps
+QUICK = {"steps": 1200, "batch": 32, "lr": 2e-3, "warmup": 100, "cosine": True, "ema": 0.99, "flip": False}
+LONG = {"steps": 780_000, "batch": 128, "lr": 2e-4, "warmup": 5000, "cosine": False, "ema": 0.9999, "flip": True}
 PRESETS = {
     # Minutes on a laptop: few small images, which the network can memorise. Four channels a group, as at the paper's
     # scale: with one channel a group, the norms hide the noise level of the input, and PIA finds nothing.
-    "tiny": {"unet": SMALL, "size": 16, "members": 256, "train": QUICK},
+    "tiny": {"unet": SMALL, "size": 16, "members": 128, "train": QUICK},
     # Hours on a laptop: the same network, twice as many images, and of CIFAR-10's own size.
-    "small": {"unet": SMALL, "size": 32, "members": 512, "train": QUICK},
-    # The paper's scale: the network and the training of DDPM, as SecMI and PIA attack it (800,000 steps). None stands
-    # for half of the dataset: 25,000 members of CIFAR-10.
+    "small": {"unet": SMALL, "size": 32, "members": 512, "train": QUICK | {"steps": 9600}},
+    # The paper's scale, with the network and the training of DDPM, as SecMI and PIA attack it. None stands for half of
+    # the dataset: 25,000 members of CIFAR-10.
     "cifar10": {"unet": UNetConfig(), "size": 32, "members": None, "train": LONG},
 }
 
@@ -47,12 +52,13 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     which = parser.add_argument_group("which model").add_mutually_exclusive_group(required=True)
     images = "training images: half A, half B, all members (the undefended model), or an attacker's own images"
     which.add_argument("--split", choices=["A", "B", "all", "reference"], help=images)
-    teachers = "a student of A and B: its targets come from the teacher that never saw the image, or from both"
-    which.add_argument("--distill", choices=["cross", "average"], help=teachers)
-    size = parser.add_argument_group("how large (a student has its teachers' values, except for --epochs)")
-    size.add_argument("--preset", choices=PRESETS, help="minutes, hours, days (default: cifar10 with a GPU, else tiny)")
+    teachers = "a student of A and B. cross (default): the teacher that never saw an image predicts its targets, as in "
+    teachers += "DistillMD; average: the mean of both teachers, a variant"
+    which.add_argument("--distill", choices=["cross", "average"], nargs="?", const="cross", help=teachers)
+    size = parser.add_argument_group("how large (a student has its teachers' values, except for --steps)")
+    size.add_argument("--preset", choices=PRESETS, help="minutes, hours, days (default: tiny)")
     size.add_argument("--size", type=cli.natural, help="side of the images in pixels (default: the preset's)")
-    size.add_argument("--epochs", type=cli.natural, help="passes over the images (default: the preset's)")
+    size.add_argument("--steps", type=cli.natural, help="batches to learn from (default: the preset's)")
     size.add_argument("--seed", type=cli.seed, help="seed of everything random (default: 0)")
     files = parser.add_argument_group("what is saved")
     snapshots = "models to keep, evenly spaced over the training (default: %(default)s, the last one)"
@@ -80,16 +86,15 @@ def new_model(args: Namespace) -> tuple[Checkpoint, Tensor]:
 
     Raises BadInput where the dataset is missing, or does not have that many images.
     """
-    preset_name = args.preset or ("cifar10" if args.device.type == "cuda" else "tiny")
+    preset_name = args.preset or "tiny"
     preset, seed = PRESETS[preset_name], args.seed or 0
-    reason = "as --preset says" if args.preset else f"because the device is {args.device}"
     config, size = preset["unet"], args.size or preset["size"]
-    print(f"preset {preset_name}, {reason}: {size}x{size} images, {config.ch} channels")
+    print(f"preset {preset_name}: {size}x{size} images, {config.ch} channels")
     images, dataset = open_dataset(args.dataset, args.data_dir, size, seed, config)
     pools = published_split(args.member_split, len(images)) if args.member_split else None
     split = data.index_split(len(images), args.members or preset["members"], seed, pools)
     settings = {"preset": preset_name, "seed": seed, "members": len(split.members)} | preset["train"]
-    settings |= {"epochs": args.epochs or settings["epochs"], "targets": "noise", "teachers": None}
+    settings |= {"steps": args.steps or settings["steps"], "targets": "noise", "teachers": None}
     settings["member_split"] = args.member_split and str(args.member_split)
     return Checkpoint(args.split, dataset, split, settings, config), images
 
@@ -140,12 +145,18 @@ def train(wanted: Checkpoint, images: Tensor, teachers: list[UNet], args: Namesp
             optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.param_groups[0]["lr"] = settings["lr"] * min(1, (step + 1) / settings["warmup"])
+            optimizer.param_groups[0]["lr"] = learning_rate(step, settings)
             optimizer.step()
             # the decay is small at first, so that the average soon forgets the first weights
             update_average(ema, model, min(settings["ema"], (1 + step) / (10 + step)))
             progress.note(loss, norm, timesteps)
     return progress.rate
+
+
+def learning_rate(step: int, settings: dict) -> float:
+    """The rate of a step, counted from 0. It rises during `warmup` steps; with `cosine`, it falls to 0 at the end."""
+    rate = settings["lr"] * min(1, (step + 1) / settings["warmup"])
+    return rate * (1 + math.cos(math.pi * step / settings["steps"])) / 2 if settings["cosine"] else rate
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from lab.datasets import DATASETS, LARGEST_SIZE
 from lab.files import BadInput, in_a_line, key_of, read_tensors, write_tensors
 from unet import UNet, UNetConfig
 
-FORMAT = "dualmd checkpoint 1"
+FORMAT = "dualmd checkpoint 2"
 KIND = "a checkpoint of this project"
 NAMES = ("all", "A", "B", "distill-cross", "distill-average", "reference")
 
@@ -30,7 +30,7 @@ class Checkpoint:
     name: str  # one of NAMES
     dataset: dict  # name, data_dir, size, seed: the arguments of data.load; sha256: of the pixels
     split: Split
-    settings: dict  # of the training: seed, epochs, batch, lr, ...
+    settings: dict  # of the training: seed, steps, batch, lr, ...
     unet: UNetConfig
     weights: dict[str, Tensor] = field(default_factory=dict)  # the averaged (EMA) ones; empty before the training
     schedule: dict = field(default_factory=lambda: {"T": 1000, "beta_1": 1e-4, "beta_T": 0.02})
@@ -70,15 +70,15 @@ def path_in(run: Path, name: str) -> Path:
     return run / f"{name}.pt"
 
 
-def snapshot_in(run: Path, epochs: int) -> Path:
-    """The run directory, inside `run`, for the models as they were after so many epochs."""
-    return run / f"epoch-{epochs:04d}"
+def snapshot_in(run: Path, steps: int) -> Path:
+    """The run directory, inside `run`, for the models as they were after so many steps."""
+    return run / f"step-{steps:06d}"
 
 
 def snapshots(run: Path) -> list[Path]:
-    """The run directories of all snapshots in `run`, in the order of their epochs, without those that were emptied."""
-    found = [path for path in run.glob("epoch-*") if path.name[6:].isdecimal() and any(path.glob("*.pt"))]
-    return sorted(found, key=lambda path: int(path.name[6:]))
+    """The run directories of all snapshots in `run`, in the order of their steps, without those that were emptied."""
+    found = [path for path in run.glob("step-*") if path.name[5:].isdecimal() and any(path.glob("*.pt"))]
+    return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def save(run: Path, checkpoint: Checkpoint) -> None:
@@ -89,7 +89,9 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint to the CPU. Raises BadInput where there is no file, or the file is not one of this project."""
     content = read_tensors(path, KIND)
-    if content.pop("format", None) != FORMAT:
+    if (written := content.pop("format", None)) != FORMAT:
+        if str(written).startswith(FORMAT[:-1]):
+            raise BadInput(f"{path} was written by another version of this project ({written}): train the model again")
         hint = "; evaluate.py --checkpoint attacks those of pytorch-ddpm" if "ema_model" in content else ""
         raise BadInput(f"{path} is not {KIND}: it does not say {FORMAT!r}{hint}")
     try:
@@ -171,9 +173,9 @@ RULES = {
         "seed": SEED,
         "sha256": str,
     },
-    "settings": {"preset": str, "seed": SEED, "members": COUNT, "epochs": COUNT, "batch": COUNT, "lr": (0.0, 10.0)}
-    | {"warmup": COUNT, "ema": FRACTION, "flip": bool, "member_split": str | None, "teachers": str | None}
-    | {"targets": ("noise", "cross", "average")},
+    "settings": {"preset": str, "seed": SEED, "members": COUNT, "steps": COUNT, "batch": COUNT, "lr": (0.0, 10.0)}
+    | {"warmup": COUNT, "cosine": bool, "ema": FRACTION, "flip": bool, "member_split": str | None}
+    | {"teachers": str | None, "targets": ("noise", "cross", "average")},
     "schedule": {"T": range(1, 10**5), "beta_1": (1e-9, 0.999), "beta_T": (1e-9, 0.999)},
     "unet": {"ch": range(2, 4097, 2), "mult": [range(1, 65)], "attn": [range(8)], "blocks": range(1, 17)}
     | {"dropout": (0.0, 0.99), "groups": range(1, 4097)},

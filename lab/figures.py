@@ -22,8 +22,8 @@ STYLES = {
     "DualMD pipeline": ("#0072B2", "--"),
     "DualMD unmixed": ("#009E73", (0, (3, 1, 1, 1))),
     "DualMD leaked": ("#CC79A7", "-."),
-    "DistillMD average": ("#E69F00", (0, (5, 1, 1, 1, 1, 1))),
-    "DistillMD cross": ("#D55E00", ":"),
+    "DistillMD": ("#D55E00", ":"),
+    "averaged targets": ("#E69F00", (0, (5, 1, 1, 1, 1, 1))),
 }
 
 
@@ -56,10 +56,10 @@ def roc_curves(path: Path, curves: dict[tuple[str, str], Sequence[ROC]]) -> None
     save(figure, path)
 
 
-def over_epochs(path: Path, rows: Sequence[dict]) -> None:
-    """AUC over epochs, a panel for each attack, from the rows of epochs.json: the mean over runs, and the range."""
+def over_steps(path: Path, rows: Sequence[dict]) -> None:
+    """AUC over steps, a panel for each attack, from the rows of steps.json: the mean over runs, and the range."""
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
-    if len({row["epochs"] for row in rows}) < 2:
+    if len({row["steps"] for row in rows}) < 2:
         return  # a curve needs snapshots
     figure, axes = plt.subplots(1, len(attacks), figsize=(4.6 * len(attacks), 3.6), squeeze=False, sharey=True)
     for ax, attack in zip(axes[0], attacks, strict=True):
@@ -68,13 +68,13 @@ def over_epochs(path: Path, rows: Sequence[dict]) -> None:
             aucs: dict[int, list[float]] = {}
             for row in rows:
                 if row["attack"] == attack and row["model"] == release:
-                    aucs.setdefault(row["epochs"], []).append(row["auc"])
+                    aucs.setdefault(row["steps"], []).append(row["auc"])
             if aucs:
-                epochs = sorted(aucs)
-                low, mean, high = ([f(aucs[epoch]) for epoch in epochs] for f in (min, np.mean, max))
-                ax.plot(epochs, mean, color=colour, linestyle=dashes, marker="o", markersize=3, label=release)
-                ax.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
-        ax.set(xlabel="epochs", title=attack)
+                steps = sorted(aucs)
+                low, mean, high = ([f(aucs[step]) for step in steps] for f in (min, np.mean, max))
+                ax.plot(steps, mean, color=colour, linestyle=dashes, marker="o", markersize=3, label=release)
+                ax.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.set(xlabel="steps", title=attack)
     axes[0, 0].set_ylabel("AUC")
     save(figure, path)
 

@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dualmd import EpsModel
 from lab import distributed
 from lab.files import BadInput, in_a_line
-from unet import UNet
+from unet import UNet, UNetConfig
 
 
 def bfloat16_is_faster(device: torch.device) -> bool:
@@ -55,6 +56,30 @@ def accelerated(model: nn.Module, ema: nn.Module, args: Namespace, steps: int) -
                 problem = f"torch.compile does not work on this machine ({in_a_line(error)})"
                 raise BadInput(f"--compile: {problem}") from error
     return network
+
+
+PAPER = {"steps": 780_000, "batch": 128}  # as train.py's preset cifar10
+
+
+def paper_scale(device: torch.device, config: UNetConfig = UNetConfig()) -> str:
+    """A sentence about --preset cifar10, and how long a model of it would take on this GPU, from ten timed steps."""
+    there = "--preset cifar10 is the paper's scale"
+    network, x = UNet(config).to(device, memory_format=torch.channels_last), torch.randn(PAPER["batch"], 3, 32, 32)
+    optimizer, x = torch.optim.Adam(network.parameters(), fused=True), x.to(device)
+    t = torch.arange(PAPER["batch"], device=device)
+    try:
+        for step in range(13):
+            if step == 3:  # the first ones choose kernels
+                torch.zeros(1, device=device).item()  # waits for the GPU
+                began = time.monotonic()
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_faster(device)):
+                network(x, t).square().mean().backward()
+            optimizer.step()
+        torch.zeros(1, device=device).item()
+    except torch.OutOfMemoryError:
+        return f"{there}: this GPU has not enough memory for it"
+    each, steps = (time.monotonic() - began) / 10, PAPER["steps"]
+    return f"{there}: {steps:,} steps of {each:.2g} s here, {each * steps / 3600:.3g} hours for a model"
 
 
 def for_sampling(network: UNet, T: int) -> EpsModel:

@@ -44,8 +44,8 @@ RELEASES = {
     # the same service, and an attacker who knows which model answers at which timestep; images come from both models
     "DualMD unmixed": Release(("dual as A", "dual as B"), ("predictions",)),
     "DualMD leaked": Release(("A", "B"), RELEASED),
-    "DistillMD average": Release(("distill-average",), RELEASED),
-    "DistillMD cross": Release(("distill-cross",), RELEASED),
+    "DistillMD": Release(("distill-cross",), RELEASED),
+    "averaged targets": Release(("distill-average",), RELEASED),  # a variant of DistillMD
 }
 # the releases that generate images; an attacker with A and B would sample from them as the pipeline does
 GENERATING = [name for name, release in RELEASES.items() if len(release.models) == 1]

@@ -114,7 +114,7 @@ def overview(rows: list[dict]) -> list[str]:
 def print_models(roots: list[Path]) -> None:
     """Print a row for each finished model in these directories and those below, without snapshots."""
     files = [path for root in roots for path in sorted(root.rglob("*.pt")) if path.stem in checkpoint.NAMES]
-    paths, rows, unreadable = [path for path in files if not path.parent.name.startswith("epoch-")], [], []
+    paths, rows, unreadable = [path for path in files if not path.parent.name.startswith("step-")], [], []
     for path in paths:
         try:
             model = checkpoint.load(path)
@@ -123,10 +123,10 @@ def print_models(roots: list[Path]) -> None:
             continue
         its, size = model.settings, model.dataset["size"]
         row = path, model.dataset["name"], f"{size}x{size}", f"{len(model.trained_on):,}"
-        row += f"{len(model.split.members):,}", f"{its['epochs']:,}", its["seed"], f"{model.parameters:,}"
+        row += f"{len(model.split.members):,}", f"{its['steps']:,}", its["seed"], f"{model.parameters:,}"
         rows.append([*map(str, row), str(path.stat().st_size // 1000)])
     if not paths:
         raise BadInput(f"no trained model in {', '.join(map(str, roots))}: train one (python train.py --split A)")
-    names = "model", "dataset", "images", "trained on", "members", "epochs", "seed", "parameters", "kB"
+    names = "model", "dataset", "images", "trained on", "members", "steps", "seed", "parameters", "kB"
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     print(*heading(names, widths), *(line(row, widths) for row in rows), *unreadable, sep="\n")

@@ -23,14 +23,14 @@ from lab.files import BadInput
 from lab.published import publish, require_publishable
 from unet import UNet
 
-FORMAT = "dualmd unfinished training 2"
+FORMAT = "dualmd unfinished training 3"
 AVERAGES = "exp_avg", "exp_avg_sq"  # Adam's, of each weight
 
 
 def student(args: Namespace) -> tuple[Checkpoint, Tensor, list[UNet]]:
     """The student of --distill without weights, the dataset's images, and the teachers A and B.
 
-    It has the settings of its teachers, except for --epochs. Raises BadInput where a teacher is missing, or where a
+    It has the settings of its teachers, except for --steps. Raises BadInput where a teacher is missing, or where a
     flag contradicts their settings.
     """
     a, b = (checkpoint.load(path_in(args.run, half)) for half in "AB")
@@ -41,7 +41,7 @@ def student(args: Namespace) -> tuple[Checkpoint, Tensor, list[UNet]]:
             name = flag.replace("_", "-")
             raise BadInput(f"--{name} {given}: the teachers in {args.run}/ were trained with {theirs}")
     settings = a.settings | {"targets": args.distill, "teachers": checkpoint.weights_key(a, b)}
-    settings["epochs"] = args.epochs or settings["epochs"]
+    settings["steps"] = args.steps or settings["steps"]
     print(f"preset {settings['preset']}, like the teachers {args.run}/A.pt and {args.run}/B.pt")
     images = checkpoint.load_images(a, args.data_dir)
     wanted = Checkpoint(f"distill-{args.distill}", a.dataset, a.split, settings, a.unet)
@@ -94,6 +94,8 @@ def resumable(wanted: Checkpoint, args: Namespace, model: UNet, ema: UNet, optim
     """
     run, first, parts = args.run, distributed.RANK == 0, (model, ema, optimizer)
     hardware.reuse_memory()
+    if first and args.device.type == "cuda" and not (args.preset or args.distill):
+        print(hardware.paper_scale(args.device))
     with deferred_signals() as signals:
         step = None if args.restart else resume(run, wanted, *parts)
         distributed.require_same(str(step), wanted.dataset["sha256"])
@@ -108,9 +110,10 @@ def resumable(wanted: Checkpoint, args: Namespace, model: UNet, ema: UNet, optim
         with progress.bar:
             yield progress
     if first:
-        checkpoint.save(run, progress.trained(wanted.settings["epochs"]))
+        checkpoint.save(run, progress.trained(wanted.settings["steps"]))
         unfinished(run, wanted).unlink(missing_ok=True)
-        done = f"{path_in(run, wanted.name)}: {len(wanted.trained_on)} images, {progress.total:,} steps"
+        steps, epochs = progress.total, progress.total / progress.steps_per_epoch
+        done = f"{path_in(run, wanted.name)}: {len(wanted.trained_on)} images, {steps:,} steps ({epochs:,.0f} epochs)"
         if progress.rate:
             done += f", {progress.rate:,.1f} images/s, {hardware.peak_memory(args.device) / 1e9:.2f} GB"
         print(done)
@@ -124,13 +127,12 @@ class Progress:
     ):
         self.wanted, self.args, self.parts, self.step, self.signals = wanted, args, parts, step, signals
         self.saves = distributed.RANK == 0
-        images, epochs = len(wanted.trained_on), wanted.settings["epochs"]
-        self.steps_per_epoch = -(-images // wanted.settings["batch"])
-        self.total = epochs * self.steps_per_epoch
-        self.snapshots = {epochs * part // args.snapshots for part in range(1, args.snapshots)}  # after these epochs
+        self.total = wanted.settings["steps"]
+        self.steps_per_epoch = -(-len(wanted.trained_on) // wanted.settings["batch"])
+        self.snapshots = {self.total * part // args.snapshots for part in range(1, args.snapshots)}  # after these steps
         self.recent, self.saved, self.began, self.rate = [], time.monotonic(), None, 0.0
-        begin, how = epochs * images * step // self.total, {"unit": "img", "smoothing": 0.02}
-        self.bar = tqdm(total=epochs * images, initial=begin, desc=wanted.name, disable=not self.saves, **how)
+        how = {"unit": "step", "smoothing": 0.02, "disable": not self.saves}
+        self.bar = tqdm(total=self.total, initial=step, desc=wanted.name, **how)
 
     def steps(self) -> Iterator[int]:
         """The numbers of the steps that are left; a new training has them from 0."""
@@ -142,12 +144,12 @@ class Progress:
     def note(self, loss: Tensor, norm: Tensor, t: Tensor) -> None:
         """Tell the loss of this step, the norm of its gradient, and the timesteps (N,) of its images."""
         self.recent.append((loss.detach(), norm, t))
-        self.bar.update(len(t))
+        self.bar.update()
 
-    def trained(self, epochs: int) -> Checkpoint:
-        """The model as it is now. A training with --epochs EPOCHS would end at the same weights."""
+    def trained(self, steps: int) -> Checkpoint:
+        """The model as it is now, after so many steps."""
         weights = {key: value.cpu() for key, value in self.parts[1].state_dict().items()}
-        settings = self.wanted.settings | {"epochs": epochs}
+        settings = self.wanted.settings | {"steps": steps}
         return dataclasses.replace(self.wanted, settings=settings, weights=weights)
 
     def _between_steps(self) -> None:
@@ -156,9 +158,8 @@ class Progress:
         if self.step > self.began[1]:
             images = (self.step - self.began[1]) * len(self.wanted.trained_on) / self.steps_per_epoch
             self.rate = images / (now - self.began[0])
-        epoch, into_epoch = divmod(self.step, self.steps_per_epoch)
         logged = self.step % 50 == 0 or last  # seldom, because a GPU waits while the loss is read
-        snapshot = self.saves and into_epoch == 0 and epoch in self.snapshots
+        snapshot = self.saves and self.step in self.snapshots
         stop = self.saves and not last and self.signals
         saving = stop or (self.saves and not last and now - self.saved > self.args.save_every)
         if logged or snapshot or saving:
@@ -168,7 +169,7 @@ class Progress:
             self.bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
             self.recent.clear()
         if snapshot:
-            checkpoint.save(checkpoint.snapshot_in(run, epoch), self.trained(epoch))
+            checkpoint.save(checkpoint.snapshot_in(run, self.step), self.trained(self.step))
         if saving:
             save_unfinished(run, self.wanted, *self.parts, self.step)
             self.saved = time.monotonic()

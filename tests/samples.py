@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.conftest import pickled_by_python_2
 
-TRAIN = "train.py --device cpu --members 4 --epochs 1"
+TRAIN = "train.py --device cpu --members 4 --steps 1"
 READ = f"{TRAIN} --split A --size 8 --run out --data-dir"
 EVALUATE = "evaluate.py --device cpu --attack loss --t 200 --grid 200 --print-only"
 CASES = {  # the files to damage, and the command that reads them

@@ -58,6 +58,9 @@ def test_foreign_files_are_refused_and_never_run(tmp_path):
         with pytest.raises(BadInput, match="A.pt is not a checkpoint of this project"):
             checkpoint.load(path)
     assert not trace.exists()
+    torch.save({"format": "dualmd checkpoint 1"} | dataclasses.asdict(example()), path)  # its settings had epochs
+    with pytest.raises(BadInput, match=r"A.pt was written by another version .*checkpoint 1\): train the model again"):
+        checkpoint.load(path)
     with pytest.raises(BadInput, match="B.pt does not exist"):
         checkpoint.load(tmp_path / "B.pt")
 
@@ -97,7 +100,7 @@ for _ in range(200):
         ("dataset", {"surprise": 1}, "dataset has other entries than name, data_dir, size, seed, sha256"),
         ("dataset", NESTED, ""),
         ("settings", {"batch": 0}, "settings: batch cannot be 0"),
-        ("settings", {"epochs": 10**12}, "settings: epochs cannot be 1000000000000"),
+        ("settings", {"steps": 10**12}, "settings: steps cannot be 1000000000000"),
         ("settings", {"lr": float("nan")}, "settings: lr cannot be nan"),
         ("settings", {"lr": "1"}, "settings: lr cannot be 1"),
         ("settings", {"ema": 1.5}, "settings: ema cannot be 1.5"),

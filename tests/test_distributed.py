@@ -82,8 +82,8 @@ def ended(tmp_path_factory):
         preset = train.PRESETS["tiny"]
         patch.setitem(preset, "unet", UNetConfig(ch=32, mult=(1, 1), attn=(), blocks=1, dropout=0.3, groups=8))
         patch.setitem(preset, "train", preset["train"] | {"flip": True, "warmup": 1})
-        # 18 images, so that an epoch's second batch has two, fewer than three processes
-        flags = "--dataset toy --size 8 --members 18 --epochs 3 --run".split()
+        # 34 images, so that an epoch's second batch has two, fewer than three processes
+        flags = "--dataset toy --size 8 --members 34 --steps 6 --run".split()
         for half in "AB":
             patch.setattr(sys, "argv", ["train.py", "--split", half, *flags, str(folder / "1")])
             train.main()
@@ -122,7 +122,7 @@ def test_each_learns_the_noise_of_its_own_images(ended):
 @pytest.mark.slow
 def test_rank_0_alone_prints_and_saves(ended):
     folder, outcomes = ended
-    assert outcomes["2"][0].count("distill-cross.pt: 18 images, 6 steps") == 1
+    assert outcomes["2"][0].count("distill-cross.pt: 34 images, 6 steps") == 1
     assert sorted(path.name for path in (folder / "2").iterdir()) == ["A.pt", "B.pt", "distill-cross.pt"]
     assert [outcomes[name][1].count("distill-cross:   0%") for name in "12"] == [1, 1], "one progress bar"
 

@@ -123,10 +123,10 @@ def call(patch, words):
     """Run a script as `python WORDS` would, in this process, and as small as its flags allow."""
     module, flags = module_of(words)
     smaller = {
-        "train": ["--epochs", "2", *([] if "--distill" in flags else ["--members", "8"])],
+        "train": ["--steps", "2", *([] if "--distill" in flags else ["--members", "8"])],
         "evaluate": ["--members", "8", "--grid", "200"] if "--checkpoint" in flags else ["--n", "4", "--grid", "200"],
         "sample": ["--n", "2"],
-        "reproduce": ["--members", "8", "--epochs", "2"],
+        "reproduce": ["--members", "8", "--steps", "2"],
     }
     device = [] if module.__name__ == "course.__main__" else ["--device", "cpu"]
     patch.setattr(sys, "argv", [module.__file__, *flags, *smaller.get(module.__name__, []), *device])
@@ -206,8 +206,8 @@ def test_a_new_attack_and_a_new_dataset_are_a_few_lines(tmp_path):
         drawn.transpose(2, 3).contiguous().numpy().tobytes()
     )
     for command in (
-        "train.py --split all --preset tiny --members 8 --epochs 2",
-        "train.py --split reference --preset tiny --members 8 --epochs 2",
+        "train.py --split all --preset tiny --members 8 --steps 2",
+        "train.py --split reference --preset tiny --members 8 --steps 2",
         "evaluate.py --attack recon --print-only",
     ):
         words = [sys.executable, *command.split(), "--dataset", "stl10-labelled", "--device", "cpu"]

@@ -40,7 +40,7 @@ def small(monkeypatch):
     return images
 
 
-def make_run(folder, images, names=checkpoint.NAMES, seed=0, members=MEMBERS, epochs=3):
+def make_run(folder, images, names=checkpoint.NAMES, seed=0, members=MEMBERS, steps=3):
     """A run of untrained networks, each different, with outputs that are not zero."""
     split = data.index_split(len(images), members, seed)
     for i, name in enumerate(names):
@@ -48,7 +48,7 @@ def make_run(folder, images, names=checkpoint.NAMES, seed=0, members=MEMBERS, ep
         model = UNet(CONFIG)
         torch.nn.init.normal_(model.tail[-1].weight, std=0.1)
         dataset = {"name": "toy", "data_dir": None, "size": 8, "seed": seed, "sha256": data.fingerprint(images)}
-        its = settings(epochs=epochs, seed=seed)
+        its = settings(steps=steps, seed=seed)
         checkpoint.save(folder, checkpoint.Checkpoint(name, dataset, split, its, CONFIG, model.state_dict()))
     return split
 
@@ -98,7 +98,7 @@ def test_each_release_is_attacked_through_its_own_models(tmp_path, monkeypatch, 
 
     rows = rows_of(tmp_path)
     released = {"undefended": ["all"], "DualMD leaked": ["A", "B"]}
-    released |= {"DistillMD average": ["distill-average"], "DistillMD cross": ["distill-cross"]}
+    released |= {"DistillMD": ["distill-cross"], "averaged targets": ["distill-average"]}
     service = {"DualMD pipeline": ["dual"]}
     expected = {
         "loss": (200, "predictions", released | service | {"DualMD unmixed": ["as A", "as B"]}),
@@ -294,7 +294,7 @@ def test_half_a_run(tmp_path, small):
         "DualMD pipeline",
         "DualMD unmixed",
         "DualMD leaked",
-        "DistillMD cross",
+        "DistillMD",
     ]
 
 
@@ -304,7 +304,7 @@ def test_what_is_written(tmp_path, monkeypatch, small, capsys):
     runs = [tmp_path / "seed-0", tmp_path / "seed-1"]
     for seed, run in enumerate(runs):
         make_run(run, small, seed=seed)
-        make_run(checkpoint.snapshot_in(run, 1), small, ["all", "A", "B"], seed=seed, epochs=1)
+        make_run(checkpoint.snapshot_in(run, 1), small, ["all", "A", "B"], seed=seed, steps=1)
         Image.new("RGB", (8, 8)).save(run / "samples-dual.png")
     flags = ("--attack", "pia", "loss", "--grid", 50)
     call(monkeypatch, "--run", runs[0], *flags, "--print-only")
@@ -313,9 +313,9 @@ def test_what_is_written(tmp_path, monkeypatch, small, capsys):
         call(monkeypatch, "--run", run, *flags)
     capsys.readouterr()
     call(monkeypatch, "--run", *runs, *flags)
-    drawn = ["epochs.png", "histograms.png", "roc.png", "samples.png"]
+    drawn = ["histograms.png", "roc.png", "samples.png", "steps.png"]
     for folder in (*runs, tmp_path):
-        assert {"epochs.json", "results.json", "table.md", *drawn} <= {path.name for path in folder.iterdir()}
+        assert {"results.json", "steps.json", "table.md", *drawn} <= {path.name for path in folder.iterdir()}
         for name in drawn:
             assert min(Image.open(folder / name).size) > 300
     printed = capsys.readouterr().out
@@ -363,13 +363,13 @@ def test_what_is_written(tmp_path, monkeypatch, small, capsys):
     line = next(line for line in alone.splitlines() if re.match(r"\| DualMD leaked +\| [\d.]+ +\| pia", line))
     assert line.split("|")[9].strip() == "{:.3f} [{:.2f} {:.2f}]".format(first["auc"], *first["auc_95"])
 
-    epochs = json.loads((tmp_path / "epochs.json").read_text())
-    assert {(row["seed"], row["epochs"], row["model"]) for row in epochs} >= {
+    steps = json.loads((tmp_path / "steps.json").read_text())
+    assert {(row["seed"], row["steps"], row["model"]) for row in steps} >= {
         (0, 1, "undefended"),
         (1, 3, "undefended"),
     }
-    assert ("DistillMD cross", 1) not in {(row["model"], row["epochs"]) for row in epochs}
-    final = [row["auc"] for row in epochs if (row["model"], row["attack"], row["epochs"]) == ("undefended", "pia", 3)]
+    assert ("DistillMD", 1) not in {(row["model"], row["steps"]) for row in steps}
+    final = [row["auc"] for row in steps if (row["model"], row["attack"], row["steps"]) == ("undefended", "pia", 3)]
     assert final == [rows_of(run)["undefended", "pia", "published"]["auc"] for run in runs]
 
 
@@ -607,7 +607,7 @@ def test_fid_of_every_release_to_members_and_to_held_out_images(tmp_path, monkey
     few_steps(monkeypatch)
     call(monkeypatch, "--run", tmp_path, "--fid", "--batch", 7)
     rows = {row["model"]: row for row in json.loads((tmp_path / "fid.json").read_text())}
-    generating = ["undefended", "DualMD pipeline", "DistillMD average", "DistillMD cross"]
+    generating = ["undefended", "DualMD pipeline", "DistillMD", "averaged targets"]
     assert list(rows) == ["real held-out", *generating]
     assert eyes == [7, 5] * 6, "members and held-out images only once"
     members, held_out = small[split.members], small[split.nonmembers]
@@ -636,7 +636,7 @@ def test_fid_of_every_release_to_members_and_to_held_out_images(tmp_path, monkey
     call(monkeypatch, "--run", tmp_path, "--fid", "--n", 20, "--attack", "pia")
     assert not eyes
     rows = rows_of(tmp_path)
-    assert rows["DistillMD cross", "pia", "published"]["n_generated"] == 20
+    assert rows["DistillMD", "pia", "published"]["n_generated"] == 20
     for release in ("DualMD pipeline", "DualMD unmixed", "DualMD leaked"):  # whoever has A and B samples alike
         row = rows[release, "pia-ref", "adaptive"]
         assert [row[key] for key in ("fid_members", "fid_held_out")] == [dual["fid_members"], dual["fid_held_out"]]
@@ -739,10 +739,10 @@ def test_a_published_model_is_judged_by_its_own_split(tmp_path, monkeypatch, sma
     assert (row["n_members"], row["n_nonmembers"]) == (12, 12)
     assert row["auc"] == pytest.approx(metrics.auc(members.detach().numpy(), nonmembers.detach().numpy()), abs=1e-6)
     # fewer of them, beside the snapshots of another model; and without a split it is said whose members these are
-    make_run(tmp_path / "elsewhere" / "epoch-0002", small, ["all"])
+    make_run(tmp_path / "elsewhere" / "step-000002", small, ["all"])
     Image.new("RGB", (8, 8)).save(tmp_path / "elsewhere" / "samples-all.png")
     call(monkeypatch, *flags, "--members", 4, "--out", "elsewhere")
-    assert json.loads((tmp_path / "elsewhere" / "epochs.json").read_text()) == []
+    assert json.loads((tmp_path / "elsewhere" / "steps.json").read_text()) == []
     assert not (tmp_path / "elsewhere" / "samples.png").exists()
     assert rows_of(tmp_path / "elsewhere")["undefended", "pia", "published"]["n_members"] == 4
     kept = np.load(tmp_path / "elsewhere" / "scores" / "all-pia-200.npz")["image"]
@@ -796,15 +796,15 @@ def test_flags_that_belong_to_a_published_model(tmp_path, monkeypatch, small, fl
 
 def test_models_are_listed(tmp_path, monkeypatch, small, capsys):
     make_run(tmp_path / "runs" / "toy" / "seed-0", small, ["A", "reference"])
-    make_run(tmp_path / "runs" / "other", small, ["all"], seed=3, members=8, epochs=1500)
-    make_run(tmp_path / "runs" / "other" / "epoch-0002", small, ["all"], seed=3)  # a snapshot
+    make_run(tmp_path / "runs" / "other", small, ["all"], seed=3, members=8, steps=1500)
+    make_run(tmp_path / "runs" / "other" / "step-000002", small, ["all"], seed=3)  # a snapshot
     (tmp_path / "runs" / "toy" / "B.pt").write_bytes(b"no checkpoint")
     monkeypatch.chdir(tmp_path)
     call(monkeypatch, "--list")
     names, _, *rows, unreadable = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()
     ]
-    assert names == ["model", "dataset", "images", "trained on", "members", "epochs", "seed", "parameters", "kB"]
+    assert names == ["model", "dataset", "images", "trained on", "members", "steps", "seed", "parameters", "kB"]
     count = f"{sum(weight.numel() for weight in UNet(CONFIG).parameters()):,}"
     assert [row[:-1] for row in rows] == [
         ["runs/other/all.pt", "toy", "8x8", "8", "8", "1,500", "3", count],
@@ -816,11 +816,11 @@ def test_models_are_listed(tmp_path, monkeypatch, small, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
     with pytest.raises(BadInput, match="no trained model in runs/toy/seed-1: train one"):
         call(monkeypatch, "--list", "--run", "runs/toy/seed-1")
-    with pytest.raises(BadInput, match="no trained model in runs/other/epoch-0002: train one"):
-        call(monkeypatch, "--list", "--run", "runs/other/epoch-0002")
+    with pytest.raises(BadInput, match="no trained model in runs/other/step-000002: train one"):
+        call(monkeypatch, "--list", "--run", "runs/other/step-000002")
 
 
 def test_closest_pairs_of_releases_with_different_numbers_of_images(tmp_path):
     few, many = ((torch.zeros(n, 3, 8, 8, dtype=torch.uint8),) * 2 + (torch.ones(n),) for n in (2, 5))
-    figures.pairs(tmp_path / "pairs.png", {"A alone": few, "DistillMD cross": many})
+    figures.pairs(tmp_path / "pairs.png", {"A alone": few, "DistillMD": many})
     assert (tmp_path / "pairs.png").stat().st_size > 1000

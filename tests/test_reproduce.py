@@ -27,14 +27,14 @@ from unet import UNet, UNetConfig
 
 
 def study(tmp_path, with_fid=False, **changes):
-    args = {"run": tmp_path, "dataset": "toy", "data_dir": None, "device": torch.device("cpu"), "preset": None}
-    args |= {"members": None, "epochs": None, "seeds": 1, "snapshots": 8, "attack": ["pia", "gradient"], "n": None}
-    args |= {"inception_weights": None, "size": None, "member_split": None}
+    args = {"run": tmp_path, "dataset": "toy", "data_dir": None, "device": torch.device("cpu"), "preset": "tiny"}
+    args |= {"members": None, "steps": None, "seeds": 1, "snapshots": 8, "attack": ["pia", "gradient"], "n": None}
+    args |= {"inception_weights": None, "size": None, "member_split": None, "average": False}
     return reproduce.study(argparse.Namespace(**args | changes), cores=2, with_fid=with_fid)
 
 
 def test_the_commands_can_be_run_one_by_one(tmp_path):
-    jobs = study(tmp_path, seeds=2)
+    jobs = study(tmp_path, seeds=2, average=True)
     there = set()
     for job in jobs:
         assert set(job.needs) <= there, f"{job} needs what comes later"
@@ -42,7 +42,7 @@ def test_the_commands_can_be_run_one_by_one(tmp_path):
     lines = [str(job).replace(str(tmp_path), "RUN") for job in jobs]
     tail = "--dataset toy --device cpu"
     into = "--run RUN/seed-1 --snapshots 8"
-    size = "--preset tiny --members 128 --epochs 200 --seed 1"
+    size = "--preset tiny --members 128 --steps 1200 --seed 1"
     for split in ("all", "A", "B"):
         assert f"python train.py --split {split} {into} {size} {tail}" in lines
     for targets in ("cross", "average"):
@@ -59,6 +59,7 @@ def test_the_commands_can_be_run_one_by_one(tmp_path):
         early = f"python evaluate.py --attack pia gradient --print-only --run RUN/seed-{seed} {tail}"
         (job,) = [job for job, line in zip(jobs, lines, strict=True) if line == early]
         assert {path.stem for path in job.needs} == {"all", "A", "B", "reference"} and job.cores == 1
+    assert "average" not in " ".join(map(str, study(tmp_path))), "the variant is for those who ask"
 
 
 def test_fid_is_a_command_and_columns(tmp_path):
@@ -101,24 +102,22 @@ def test_without_weights_fid_is_left_out(tmp_path, monkeypatch):
 
 
 def test_sizes_and_devices(tmp_path):
+    for preset, (members, steps) in reproduce.SIZES.items():
+        its = train.PRESETS[preset]
+        assert (its["members"], its["train"]["steps"]) == (members, steps)
     real = {"dataset": "cifar10", "data_dir": "d"}
     for changes, expected in (
-        (real, "--preset tiny --members 112 --epochs 250 --seed 0 --dataset cifar10 --data-dir d --device cpu"),
-        (real | {"members": 8, "epochs": 3}, "--preset tiny --members 8 --epochs 3 --seed 0 --dataset cifar10"),
-        (
-            real | {"device": torch.device("cuda")},
-            "--preset cifar10 --seed 0 --dataset cifar10 --data-dir d --device cuda",
-        ),
-        (real | {"preset": "small"}, "--preset small --seed 0 --dataset cifar10 --data-dir d --device cpu"),
-        (real | {"dataset": "stl10"}, "--preset tiny --seed 0 --dataset stl10 --data-dir d --device cpu"),
-        ({"dataset": "stl10", "device": torch.device("cuda")}, "--preset cifar10 --seed 0 --dataset stl10"),
+        (real, "--preset tiny --members 128 --steps 1200 --seed 0 --dataset cifar10 --data-dir d --device cpu"),
+        (real | {"members": 8, "steps": 3}, "--preset tiny --members 8 --steps 3 --seed 0 --dataset cifar10"),
+        (real | {"preset": "cifar10"}, "--preset cifar10 --steps 780000 --seed 0 --dataset cifar10 --data-dir d"),
+        (real | {"preset": "small"}, "--preset small --members 512 --steps 9600 --seed 0 --dataset cifar10"),
         (
             real | {"size": 8, "member_split": Path("split.npz")},
-            "--preset tiny --members 112 --epochs 250 --size 8 --member-split split.npz --seed 0",
+            "--preset tiny --members 128 --steps 1200 --size 8 --member-split split.npz --seed 0",
         ),
         (
             {"device": torch.device("cuda")},
-            "--preset tiny --members 128 --epochs 200 --seed 0 --dataset toy --device cuda",
+            "--preset tiny --members 128 --steps 1200 --seed 0 --dataset toy --device cuda",
         ),
     ):
         assert expected in str(study(tmp_path, **changes)[0])
@@ -137,20 +136,20 @@ def test_what_is_there_is_done(tmp_path):
     assert "--print-only" not in " ".join(map(str, study(tmp_path))), "a first result is of no use after the last"
 
 
-@pytest.mark.parametrize("differs", [{"epochs": 5}, {"members": 6}, {"preset": "small"}, {"name": "cifar10"}])
+@pytest.mark.parametrize("differs", [{"steps": 5}, {"members": 6}, {"preset": "small"}, {"name": "cifar10"}])
 def test_models_of_another_study_are_not_taken_for_this_one(tmp_path, differs):
     few = data.toy(16, 0, n=16)
-    asked = {"name": "toy", "preset": "tiny", "members": 4, "epochs": 3}
+    asked = {"name": "toy", "preset": "tiny", "members": 4, "steps": 3}
     theirs = asked | differs
     split = data.index_split(len(few), theirs["members"])
     dataset = {"name": theirs["name"], "data_dir": None, "size": 16, "seed": 0, "sha256": data.fingerprint(few)}
     unet = UNetConfig(ch=8, mult=(1,), attn=(), blocks=1, groups=4)
-    its = settings(**{key: theirs[key] for key in ("preset", "members", "epochs")})
+    its = settings(**{key: theirs[key] for key in ("preset", "members", "steps")})
     model = checkpoint.Checkpoint("A", dataset, split, its, unet, UNet(unet).state_dict())
     checkpoint.save(tmp_path, model)
     path = tmp_path / "A.pt"
     reproduce.require_same_study(path, theirs)
-    reproduce.require_same_study(path, theirs | {"members": None, "epochs": None})  # left to the preset
+    reproduce.require_same_study(path, theirs | {"members": None, "steps": None})  # left to the preset
     ((key, value),) = differs.items()
     with pytest.raises(BadInput, match=f"A.pt is of another study, with {key} = {value}, not {asked[key]}: .*--run"):
         reproduce.require_same_study(path, asked)
@@ -228,7 +227,7 @@ def test_ctrl_c_while_a_command_starts_is_not_lost(monkeypatch):
 def test_an_interrupted_study_ends_at_the_weights_of_its_commands(tmp_path, monkeypatch, capsys):
     """The whole study on the toy data, at a size that says nothing, Ctrl-C half-way; then its trainings by hand."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest in a shell's background would be deaf to it
-    run, size = tmp_path / "study", "--members 8 --epochs 4 --snapshots 2".split()
+    run, size = tmp_path / "study", "--members 8 --steps 4 --snapshots 2".split()
     command = [sys.executable, ROOT / "reproduce.py", *size, "--n", "8", "--attack", "pia", "--run", run]
     environment = os.environ | {"OMP_NUM_THREADS": "2", "TORCH_HOME": str(tmp_path)}
 
@@ -249,7 +248,7 @@ def test_an_interrupted_study_ends_at_the_weights_of_its_commands(tmp_path, monk
     assert out.count("# done already") == len(before)
     # a first result, without or with the reference model; an early one, copies, and the table
     assert out.count("| undefended  ") in (1 + 2 + 1 + 2, 2 + 2 + 1 + 2)
-    drawn = {"roc.png", "histograms.png", "epochs.png", "samples.png", "memorization.png"}
+    drawn = {"roc.png", "histograms.png", "steps.png", "samples.png", "memorization.png"}
     assert {path.name for path in run.glob("*.png")} == drawn
     assert (run / "memorization.md").read_text() in out and (run / "table.md").read_text() in out
     assert f"FID is left out: there is no {tmp_path}/hub/checkpoints/inception_v3_google-0cc3c7bd.pth" in out
@@ -264,5 +263,5 @@ def test_an_interrupted_study_ends_at_the_weights_of_its_commands(tmp_path, monk
         train.main()
         name = f"{which.split()[1]}.pt" if "split" in which else "distill-cross.pt"
         assert same(checkpoint.load(tmp_path / "hand" / name).weights, checkpoint.load(run / "seed-0" / name).weights)
-    longer = subprocess.run([*command, "--epochs", "5"], capture_output=True, text=True)
-    assert longer.returncode == 2 and "seed-0/all.pt is of another study, with epochs = 4, not 5" in longer.stderr
+    longer = subprocess.run([*command, "--steps", "5"], capture_output=True, text=True)
+    assert longer.returncode == 2 and "seed-0/all.pt is of another study, with steps = 4, not 5" in longer.stderr

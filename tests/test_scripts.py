@@ -4,6 +4,7 @@ import argparse
 import copy
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -48,7 +49,7 @@ def call(monkeypatch, *flags):
     train.main()
 
 
-TINY = ("--members", 8, "--epochs", 3)
+TINY = ("--members", 8, "--steps", 3)
 
 
 @pytest.fixture(autouse=True)
@@ -106,12 +107,14 @@ def test_every_model_records_and_sees_its_own_images(tmp_path, monkeypatch):
         trained_on = [image for (images,), _ in seen for image in pixels(images)]
         assert sorted(trained_on) == sorted(3 * pixels(pool[indices]))
         count = len(indices)
+        assert len(seen) == 3, "each model gets as many steps, however few its images are"
         epochs = [trained_on[i : i + count] for i in range(0, 3 * count, count)]
         assert epochs[0] != epochs[1] != epochs[2], "every epoch has an order of its own"
 
 
 @pytest.mark.parametrize("targets", ["cross", "average"])
 def test_a_student_learns_from_the_right_teachers(tmp_path, monkeypatch, targets):
+    assert train.parse_args(["--distill"]).distill == "cross", "as in the paper"
     for half in "AB":
         call(monkeypatch, "--split", half, "--run", tmp_path, *TINY)
     half_a = pixels(data.toy(16, 0)[checkpoint.load(tmp_path / "A.pt").split.a])
@@ -143,7 +146,7 @@ def test_the_undefended_model_learns_the_true_noise(tmp_path, monkeypatch):
 
 def test_a_training_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     """And ends at the very weights that it would have had."""
-    flags = ("--split", "all", "--members", 40, "--epochs", 4, "--save-every", -1)
+    flags = ("--split", "all", "--members", 40, "--steps", 8, "--save-every", -1)
     call(monkeypatch, *flags, "--run", tmp_path / "undisturbed")
 
     class Cut(Exception):
@@ -159,13 +162,13 @@ def test_a_training_that_was_cut_off_goes_on(tmp_path, monkeypatch):
         return loss
 
     resumed = record(monkeypatch, training, "resume")
-    for run_for in (1, 4):  # an epoch is 3 steps: cut off within one
+    for run_for in (1, 4):  # an epoch is 2 steps: cut off within one
         with monkeypatch.context() as patch, pytest.raises(Cut):
             patch.setattr(train, "training_loss", cut_after(run_for))
             call(monkeypatch, *flags, "--run", tmp_path / "cut")
         assert not (tmp_path / "cut" / "all.pt").exists()
-    with pytest.raises(BadInput, match="all.unfinished was trained with epochs = 4, not 5"):
-        call(monkeypatch, "--split", "all", "--members", 40, "--epochs", 5, "--run", tmp_path / "cut")
+    with pytest.raises(BadInput, match="all.unfinished was trained with steps = 8, not 9"):
+        call(monkeypatch, "--split", "all", "--members", 40, "--steps", 9, "--run", tmp_path / "cut")
     call(monkeypatch, *flags, "--run", tmp_path / "cut")
     assert [step for _, step in resumed[:2] + resumed[-1:]] == [None, 1, 5]
     assert [path.name for path in (tmp_path / "cut").iterdir()] == ["all.pt"]
@@ -174,7 +177,7 @@ def test_a_training_that_was_cut_off_goes_on(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_obeyed_once_all_is_saved(tmp_path, monkeypatch, capsys, number):
-    flags = ("--split", "all", "--members", 40, "--epochs", 4)  # 12 steps
+    flags = ("--split", "all", "--members", 40, "--steps", 12)
     call(monkeypatch, *flags, "--run", tmp_path / "undisturbed")
     before, steps = signal.getsignal(number), []
 
@@ -202,35 +205,35 @@ def test_a_signal_is_obeyed_once_all_is_saved(tmp_path, monkeypatch, capsys, num
 def test_a_signal_at_the_last_step_changes_nothing(tmp_path, monkeypatch):
     kill = lambda *args, f=train.training_loss: os.kill(os.getpid(), signal.SIGTERM) or f(*args)  # noqa: E731
     monkeypatch.setattr(train, "training_loss", kill)
-    call(monkeypatch, "--split", "A", "--members", 8, "--epochs", 1, "--run", tmp_path)
+    call(monkeypatch, "--split", "A", "--members", 8, "--steps", 1, "--run", tmp_path)
     assert tree(tmp_path) == ["A.pt"]
 
 
 def test_a_training_begun_anew_goes_on_too_and_the_old_model_stays_until_it_is_there(tmp_path, monkeypatch, capsys):
     run = ("--split", "A", "--members", 8, "--run", tmp_path)
-    call(monkeypatch, *run, "--epochs", 2)
+    call(monkeypatch, *run, "--steps", 2)
     old = (tmp_path / "A.pt").read_bytes()
     stop = lambda *args, f=train.training_loss: os.kill(os.getpid(), signal.SIGTERM) or f(*args)  # noqa: E731
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(train, "training_loss", stop)
-        call(monkeypatch, *run, "--epochs", 3, "--restart")
+        call(monkeypatch, *run, "--steps", 3, "--restart")
     assert "after step 1 of 3, and saved: the same command, but for --restart, continues" in capsys.readouterr().err
     assert (tmp_path / "A.pt").read_bytes() == old
-    with pytest.raises(BadInput, match="A.unfinished was trained with epochs = 3, not 2"):
-        call(monkeypatch, *run, "--epochs", 2)
-    call(monkeypatch, *run, "--epochs", 3)
-    assert tree(tmp_path) == ["A.pt"] and checkpoint.load(tmp_path / "A.pt").settings["epochs"] == 3
+    with pytest.raises(BadInput, match="A.unfinished was trained with steps = 3, not 2"):
+        call(monkeypatch, *run, "--steps", 2)
+    call(monkeypatch, *run, "--steps", 3)
+    assert tree(tmp_path) == ["A.pt"] and checkpoint.load(tmp_path / "A.pt").settings["steps"] == 3
     # of what --restart begins nothing is left of before, even if it dies at once
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(train, "training_loss", lambda *args: 1 / 0)
-        call(monkeypatch, *run, "--epochs", 4, "--restart")
-    with pytest.raises(BadInput, match="A.unfinished was trained with epochs = 4, not 3"):
-        call(monkeypatch, *run, "--epochs", 3)
+        call(monkeypatch, *run, "--steps", 4, "--restart")
+    with pytest.raises(BadInput, match="A.unfinished was trained with steps = 4, not 3"):
+        call(monkeypatch, *run, "--steps", 3)
 
 
 def test_killed_between_the_last_two_things_to_do(tmp_path, monkeypatch):
     """When A.pt has been written, and A.unfinished not yet removed."""
-    flags = ("--split", "A", "--members", 8, "--epochs", 3, "--run", tmp_path)
+    flags = ("--split", "A", "--members", 8, "--steps", 3, "--run", tmp_path)
     save = training.save_unfinished
     kept = []
     keep = lambda *args: save(*args) or kept.append((tmp_path / "A.unfinished").read_bytes())  # noqa: E731
@@ -244,7 +247,7 @@ def test_killed_between_the_last_two_things_to_do(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_training(tmp_path, monkeypatch):
-    flags = ("--split", "A", "--members", 8, "--epochs", 4, "--save-every", -1, "--run")
+    flags = ("--split", "A", "--members", 8, "--steps", 4, "--save-every", -1, "--run")
     call(monkeypatch, *flags, tmp_path / "straight")
     before, steps = resource.getrlimit(resource.RLIMIT_FSIZE), []
 
@@ -279,7 +282,7 @@ def test_two_trainings_of_the_same_model(tmp_path, monkeypatch):
 
 def test_it_goes_on_only_as_it_was_begun(tmp_path, monkeypatch):
     np.savez(tmp_path / "split.npz", mia_train_idxs=np.arange(8), mia_eval_idxs=np.arange(8, 16))
-    flags = ("--split", "A", "--epochs", 2, "--members", 8, "--member-split", tmp_path / "split.npz")
+    flags = ("--split", "A", "--steps", 2, "--members", 8, "--member-split", tmp_path / "split.npz")
     flags += ("--run", tmp_path / "run")
 
     def cut(*flags):
@@ -291,14 +294,14 @@ def test_it_goes_on_only_as_it_was_begun(tmp_path, monkeypatch):
     before = (tmp_path / "run" / "A.unfinished").read_bytes()
     tiny = train.PRESETS["tiny"]
     for change, key in {
-        ("--epochs", 3): "epochs",
+        ("--steps", 3): "steps",
         ("--seed", 1): "seed",
         ("--size", 8): "size",
         ("--members", 6): "members",
     }.items():
         with pytest.raises(BadInput, match=f"A.unfinished was trained with {key} = .*: --restart begins anew, --run"):
             call(monkeypatch, *flags, *change)
-    for key, value in {"lr": 0.1, "batch": 3, "ema": 0.5, "warmup": 7, "flip": True}.items():
+    for key, value in {"lr": 0.1, "batch": 3, "ema": 0.5, "warmup": 7, "flip": True, "cosine": False}.items():
         with monkeypatch.context() as patch, pytest.raises(BadInput, match=f"was trained with {key} = "):
             patch.setitem(tiny, "train", tiny["train"] | {key: value})
             call(monkeypatch, *flags)
@@ -330,17 +333,19 @@ def test_a_student_goes_on_with_the_teachers_that_it_had(tmp_path, monkeypatch):
 
 
 def test_a_snapshot_is_what_a_shorter_training_makes(tmp_path, monkeypatch):
+    """Where the learning rate is constant. Where it falls, a shorter training is another one."""
+    monkeypatch.setitem(train.PRESETS["tiny"]["train"], "cosine", False)
     flags = ("--split", "all", "--members", 20)
-    call(monkeypatch, *flags, "--epochs", 7, "--snapshots", 3, "--run", tmp_path / "long")
-    call(monkeypatch, *flags, "--epochs", 4, "--run", tmp_path / "short")
-    call(monkeypatch, *flags, "--epochs", 7, "--run", tmp_path / "plain")
+    call(monkeypatch, *flags, "--steps", 7, "--snapshots", 3, "--run", tmp_path / "long")
+    call(monkeypatch, *flags, "--steps", 4, "--run", tmp_path / "short")
+    call(monkeypatch, *flags, "--steps", 7, "--run", tmp_path / "plain")
     assert tree(tmp_path / "plain") == ["all.pt"], "snapshots are for those who ask"
     kept = checkpoint.snapshots(tmp_path / "long")
-    assert [path.name for path in kept] == ["epoch-0002", "epoch-0004"]
+    assert [path.name for path in kept] == ["step-000002", "step-000004"]
     underway, short = checkpoint.load(kept[1] / "all.pt"), checkpoint.load(tmp_path / "short" / "all.pt")
     assert same(underway.weights, short.weights) and underway.settings == short.settings
     assert same(weights(tmp_path / "long", "all"), weights(tmp_path / "plain", "all"))
-    call(monkeypatch, *flags, "--epochs", 5, "--restart", "--run", tmp_path / "long")
+    call(monkeypatch, *flags, "--steps", 5, "--restart", "--run", tmp_path / "long")
     assert not list((tmp_path / "long").glob("*/*.pt")), "the snapshots of a training that is no more"
     assert not checkpoint.snapshots(tmp_path / "long")
 
@@ -352,7 +357,7 @@ def test_the_average_of_the_weights_is_kept(tmp_path, monkeypatch):
     initial = {}
     remember = lambda run, wanted, model, *rest: initial.update(copy.deepcopy(model.state_dict())) or 0  # noqa: E731
     monkeypatch.setattr(training, "resume", remember)
-    call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--epochs", 1)
+    call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--steps", 1)
     new, saved = models[0][1].state_dict(), weights(tmp_path, "A")
     assert not same(initial, new)
     for key in initial:
@@ -363,17 +368,23 @@ def test_the_average_of_the_weights_is_kept(tmp_path, monkeypatch):
 
 
 def test_the_rate_and_the_decay_warm_up(tmp_path, monkeypatch):
-    for name, value in (("lr", 0.1), ("warmup", 3), ("ema", 0.3)):
+    for name, value in (("lr", 0.1), ("warmup", 3), ("cosine", False), ("ema", 0.3)):
         monkeypatch.setitem(train.PRESETS["tiny"]["train"], name, value)
     rates, step = [], torch.optim.Adam.step
     spy = lambda optimizer, *args: rates.append(optimizer.param_groups[0]["lr"]) or step(optimizer, *args)  # noqa: E731
     monkeypatch.setattr(torch.optim.Adam, "step", spy)
     averages = record(monkeypatch, train, "update_average")
-    call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--epochs", 5)
+    call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--steps", 5)
     assert rates == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.1])
     assert [decay for (_, _, decay), _ in averages] == pytest.approx([1 / 10, 2 / 11, 3 / 12, 0.3, 0.3])
     ema = averages[-1][0][0]
     assert not any(weight.requires_grad for weight in ema.parameters()), "or memory grows with every step"
+    monkeypatch.setitem(train.PRESETS["tiny"]["train"], "cosine", True)
+    rates.clear()
+    call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--steps", 5, "--restart")
+    falling = [(1 + math.cos(math.pi * step / 5)) / 2 for step in range(5)]
+    assert rates == pytest.approx([0.1 / 3, 0.2 / 3 * falling[1], *(0.1 * share for share in falling[2:])])
+    assert falling[-1] < 0.1
 
 
 def test_flips_are_left_to_right_and_half_of_all(tmp_path, monkeypatch):
@@ -381,7 +392,8 @@ def test_flips_are_left_to_right_and_half_of_all(tmp_path, monkeypatch):
     monkeypatch.setitem(train.PRESETS["tiny"]["train"], "flip", True)
     batches = record(monkeypatch, data, "to_float")
     noised = record(monkeypatch, NoiseSchedule, "add_noise")
-    call(monkeypatch, "--split", "all", "--run", tmp_path, "--members", 32, "--epochs", 4)
+    call(monkeypatch, "--split", "all", "--run", tmp_path, "--members", 32, "--steps", 4)
+    assert len(batches) == 4
     flipped = []
     for (_, x0), ((_, used, _, _), _) in zip(batches, noised, strict=True):
         for image, seen in zip(x0, used, strict=True):
@@ -419,6 +431,21 @@ def test_bfloat16_is_for_processors_that_gain_by_it(monkeypatch):
     ):
         assert hardware.bfloat16_is_faster(cpu) is faster
     assert hardware.bfloat16_is_faster(torch.device("cuda")) and not hardware.bfloat16_is_faster(torch.device("mps"))
+
+
+def test_what_the_papers_scale_would_take_is_timed(monkeypatch):
+    """Ten steps, without the first ones. Its size is that of the preset."""
+    its = train.PRESETS["cifar10"]
+    assert hardware.PAPER == {key: its["train"][key] for key in ("steps", "batch")} and its["unet"] == UNetConfig()
+    assert its["train"]["steps"] == 780_000 and its["train"]["batch"] == 128 and its["train"]["lr"] == 2e-4
+    stepped, now = record(monkeypatch, torch.optim.Adam, "step"), iter([1.0, 21.0])
+    monkeypatch.setattr(hardware.time, "monotonic", lambda: stepped.append("clock") or next(now))
+    monkeypatch.setitem(hardware.PAPER, "batch", 2)
+    small = UNetConfig(ch=8, mult=(1,), attn=(), blocks=1, groups=4)
+    said = hardware.paper_scale(torch.device("cpu"), small)
+    assert said == "--preset cifar10 is the paper's scale: 780,000 steps of 2 s here, 433 hours for a model"
+    first, last = (i for i, entry in enumerate(stepped) if entry == "clock")
+    assert last - first - 1 == 10 and last == len(stepped) - 1
 
 
 def test_long_trainings_on_a_gpu_are_compiled(tmp_path, monkeypatch):
@@ -507,20 +534,20 @@ def test_a_run_stays_one_experiment(tmp_path, monkeypatch, capsys):
     call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
     said = capsys.readouterr().out
     assert "is trained already" in said and " steps" not in said, "it is not trained once more"
-    with pytest.raises(BadInput, match="A.pt was trained with epochs = 3, not 4"):
-        call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--epochs", 4)
+    with pytest.raises(BadInput, match="A.pt was trained with steps = 3, not 4"):
+        call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--steps", 4)
     with pytest.raises(BadInput, match="A and B differ .seed = 0, not 1.; give each experiment .* a --run of its own"):
         call(monkeypatch, "--split", "B", "--run", tmp_path, *TINY, "--seed", 1)
     with pytest.raises(BadInput, match="A and B differ .split = .*; give each"):
-        call(monkeypatch, "--split", "B", "--run", tmp_path, "--members", 12, "--epochs", 3)
+        call(monkeypatch, "--split", "B", "--run", tmp_path, "--members", 12, "--steps", 3)
     with pytest.raises(BadInput, match="B.pt does not exist"):
         call(monkeypatch, "--distill", "cross", "--run", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["A.pt"] and (tmp_path / "A.pt").read_bytes() == before
     call(monkeypatch, "--split", "B", "--run", tmp_path, *TINY)
     with pytest.raises(BadInput, match="--members 12: the teachers in .* were trained with 8"):
         call(monkeypatch, "--distill", "cross", "--run", tmp_path, "--members", 12)
-    call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--epochs", 4, "--restart")
-    assert checkpoint.load(tmp_path / "A.pt").settings["epochs"] == 4
+    call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--steps", 4, "--restart")
+    assert checkpoint.load(tmp_path / "A.pt").settings["steps"] == 4
 
 
 def test_a_model_is_exported_and_judged_alike(tmp_path, monkeypatch):
@@ -528,10 +555,8 @@ def test_a_model_is_exported_and_judged_alike(tmp_path, monkeypatch):
     unet = UNetConfig(ch=32, mult=(1, 2), attn=(1,), blocks=1, dropout=0.0)
     monkeypatch.setitem(train.PRESETS["tiny"], "unet", unet)
     monkeypatch.chdir(tmp_path)
-    for epochs in (3, 3):  # the second time it is trained already
-        call(
-            monkeypatch, "--split", "all", "--run", "run", "--members", 8, "--epochs", epochs, "--export", "out/all.pt"
-        )
+    for _ in range(2):  # the second time it is trained already
+        call(monkeypatch, "--split", "all", "--run", "run", *TINY, "--export", "out/all.pt")
         assert tree(tmp_path / "out") == ["all-split.npz", "all.pt"]
         for path in (tmp_path / "out").iterdir():
             path.rename(tmp_path / path.name)
@@ -549,7 +574,7 @@ def test_a_published_split_is_halved(tmp_path, monkeypatch):
     members, nonmembers = np.arange(10, 26), np.arange(40, 56)
     np.savez(tmp_path / "split.npz", mia_train_idxs=members, mia_eval_idxs=nonmembers)
     for half in ("A", "B", "all"):
-        flags = ("--split", half, "--run", tmp_path, "--epochs", 1, "--members", 16)
+        flags = ("--split", half, "--run", tmp_path, "--steps", 1, "--members", 16)
         call(monkeypatch, *flags, "--member-split", tmp_path / "split.npz")
     a, b, undefended = (set(checkpoint.load(tmp_path / f"{name}.pt").trained_on.tolist()) for name in ("A", "B", "all"))
     assert len(a) == len(b) == 8 and not a & b and a | b == undefended == set(members.tolist())
@@ -582,7 +607,7 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path, monkeypatch, what)
 
     small = UNetConfig(ch=8, mult=(1,), attn=(), blocks=1, groups=4)
     monkeypatch.setitem(train.PRESETS["tiny"], "unet", small)
-    flags = ("--split", "A", "--members", 8, "--epochs", 60, "--run", tmp_path)
+    flags = ("--split", "A", "--members", 8, "--steps", 60, "--run", tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(train, "training_loss", wrong_at_step_7)
         for save_every in (1000, -1):
@@ -606,7 +631,7 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path, monkeypatch, what)
 def test_no_snapshot_is_kept_that_is_no_number(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "training_loss", lambda model, x_t, t, target: model(x_t, t).mean() * float("nan"))
     with pytest.raises(BadInput, match="loss of A is no finite number at step 1, "):
-        call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--epochs", 10, "--snapshots", 5)
+        call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--steps", 10, "--snapshots", 5)
     assert tree(tmp_path) == ["A.unfinished"]
 
 
@@ -747,7 +772,7 @@ def test_what_a_study_runs_says_what_is_wrong(tmp_path, monkeypatch, capfd, flag
 def trained(real_images, tmp_path_factory):
     """A run on real CIFAR-10 at 8x8, small enough for a test and long enough for memorisation to begin."""
     folder = tmp_path_factory.mktemp("end-to-end")
-    size = f"--data-dir {real_images} --device cpu --members 32 --epochs 300 --preset tiny --size 8".split()
+    size = f"--data-dir {real_images} --device cpu --members 32 --steps 300 --preset tiny --size 8".split()
 
     def train_one(model):
         os.chdir(folder)
@@ -814,7 +839,7 @@ def test_every_script_finds_another_dataset(tmp_path, monkeypatch, capsys):
     (folder / "unlabeled_X.bin").write_bytes(drawn.transpose(2, 3).contiguous().numpy().tobytes())
     monkeypatch.chdir(tmp_path)
     for module, flags in (
-        (train, "--split A --members 8 --epochs 2"),
+        (train, "--split A --members 8 --steps 2"),
         (evaluate, "--attack loss --grid 100 --print-only"),
         (sample_script, "--model A --n 1 --stride 500"),
     ):

@@ -271,8 +271,8 @@ def learn(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) ->
 
 def own_training(preset: str, batch: int, device: torch.device, seconds: float) -> Measured:
     """train.py's own loop, on toy images in such batches, for about so many seconds."""
-    epochs = max(6, round(EXPECTED[preset] * seconds * (100 if device.type == "cuda" else 2) / batch))  # of one batch
-    words = f"--split all --dataset toy --preset {preset} --members {batch} --epochs {epochs} --device {device.type}"
+    steps = max(6, round(EXPECTED[preset] * seconds * (100 if device.type == "cuda" else 2) / batch))
+    words = f"--split all --dataset toy --preset {preset} --members {batch} --steps {steps} --device {device.type}"
     with tempfile.TemporaryDirectory() as run, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         args = train.parse_args([*words.split(), "--run", run])
         wanted, images = train.new_model(args)

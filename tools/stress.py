@@ -77,7 +77,7 @@ def differences(error: bytes, run: Path, undisturbed: Path) -> list[str]:
 def kill(folder: Path, kills: int, seconds: float, seed: int = 0) -> dict:
     """Train for about so many seconds, and again with kills at random moments: are the weights the same?"""
     run, undisturbed, chance = folder / "killed", folder / "undisturbed", random.Random(seed)
-    command = [*TRAINING, f"--epochs={seconds * 20:.0f}", f"--save-every={min(1, seconds / 20)}", "--run"]
+    command = [*TRAINING, f"--steps={seconds * 40:.0f}", f"--save-every={min(1, seconds / 20)}", "--run"]
     began = time.monotonic()
     subprocess.run([*command, undisturbed], capture_output=True, check=True)
     found = {"undisturbed_s": round(time.monotonic() - began, 1), "kills": 0, "at_step": [], "within_a_save": 0}
@@ -110,7 +110,7 @@ def kill(folder: Path, kills: int, seconds: float, seed: int = 0) -> dict:
 
 def fill_disk(folder: Path) -> dict:
     """Train on a disk of 20 MiB, which has room for one unfinished training (12 MB) and not for two."""
-    command = [*TRAINING, "--epochs=6", "--save-every=0", "--run"]
+    command = [*TRAINING, "--steps=12", "--save-every=0", "--run"]
     subprocess.run([*command, folder / "undisturbed"], capture_output=True, check=True)
     script = """
         mkdir disk && mount -t tmpfs -o size=20m none disk || exit

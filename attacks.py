@@ -24,7 +24,7 @@ from dualmd import EpsModel, NoiseSchedule, denoise, training_loss
 HOLDS = {  # what each attack's attacker must hold
     "rediffuse": "images",
     **dict.fromkeys(["loss", "sima", "pia", "pian", "secmi", "secmi_nn"], "predictions"),
-    "gradient": "weights",
+    "gsa": "weights",
 }
 
 
@@ -182,41 +182,62 @@ def rediffuse(
 
 
 @_full_precision
-def gradient(
+def gradient_norms(
     model: nn.Module, schedule: NoiseSchedule, x0: Tensor, t: int, *, generator: Generator, chunk: int = 16
 ) -> Tensor:
-    """Minus the logarithm of the L2 norm of each image's gradient of the training loss, GSA's signal (Pang et al.).
+    """GSA's features (N, P): the logarithms of the L2 norms of each image's gradients of the training loss.
 
-    Training makes this gradient small on the training images. One draw of the noise, from `generator`.
-    The gradients of `chunk` images are in memory at a time: chunk x parameters x 4 bytes (50 MB for the
-    tiny preset, 2.3 GB for the cifar10 preset), besides the network's activations.
+    There is one norm for each of the model's P weight tensors. Training makes these gradients small on the training
+    images, and more so in some layers. One draw of the noise, from `generator`. The gradients of `chunk` images are in
+    memory at a time: chunk x parameters x 4 bytes (50 MB for the tiny preset, 2.3 GB for the cifar10 preset), besides
+    the network's activations.
     """
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
 
     def loss_of(weights: dict[str, Tensor], x_t: Tensor, eps: Tensor) -> Tensor:
         return training_loss(lambda x, t: functional_call(model, weights, (x, t)), x_t[None], ts, eps[None])
 
-    def log_norm(x_t: Tensor, eps: Tensor) -> Tensor:
-        gradients = grad(loss_of)(weights, x_t, eps)
-        return sum(g.square().sum() for g in gradients.values()).log() / 2
+    def log_norms(x_t: Tensor, eps: Tensor) -> Tensor:
+        squares = torch.stack([g.square().sum() for g in grad(loss_of)(weights, x_t, eps).values()])
+        return squares.clamp(min=1e-16).log() / 2  # below it is rounding: the bias of the keys has no gradient
 
     ts = torch.full((1,), t, device=x0.device)
     eps = _noise(x0, generator)
-    return -vmap(log_norm, chunk_size=chunk)(schedule.add_noise(x0, t, eps), eps)
+    return vmap(log_norms, chunk_size=chunk)(schedule.add_noise(x0, t, eps), eps)
+
+
+def gsa(norms: Tensor, is_member: Tensor, others: Tensor) -> Tensor:
+    """GSA (Pang et al. 2023, arXiv 2308.06405): a logistic regression learns to recognise members by their gradients.
+
+    It is trained on `norms` (N, P) with `is_member` (N,) bool, and returns scores (M,) of the `others` (M, P); a
+    positive score means member. The P columns are `gradient_norms` at one or more timesteps, of one or more models.
+    Each column is standardised, and the penalty is |w|^2 / 2.
+    """
+    centre, spread = norms.mean(0), norms.std(0).clamp(min=1e-6)
+    x, others = (((each - centre) / spread).cpu().double() for each in (norms, others))
+    w = torch.zeros(x.shape[1] + 1, dtype=x.dtype, requires_grad=True)  # the last one is the bias
+    optimizer = torch.optim.LBFGS([w], max_iter=100, line_search_fn="strong_wolfe")
+
+    def penalised_loss() -> Tensor:
+        optimizer.zero_grad()
+        wrong = F.binary_cross_entropy_with_logits(x @ w[:-1] + w[-1], is_member.to(x), reduction="sum")
+        loss = wrong + w[:-1].square().sum() / 2
+        loss.backward()
+        return loss
+
+    optimizer.step(penalised_loss)
+    return (others @ w[:-1] + w[-1]).detach().float()
 
 
 # --- attackers who hold, or know, something more -----------------------------------------------
 
 
-def calibrated(scores: Tensor, reference: Tensor, *, logarithms: bool = False) -> Tensor:
+def calibrated(scores: Tensor, reference: Tensor) -> Tensor:
     """Scores relative to a reference model's: log(-reference) - log(-scores) (Watson et al. 2022).
 
     `reference` (N,) are the scores of the same images under a model that was trained on other images. An
-    image that is easy for any model gets a low score. Both scores are minus some error. If they are minus
-    `logarithms` already, like those of gradient, the result is their difference.
+    image that is easy for any model gets a low score. Both scores are minus some error.
     """
-    if logarithms:
-        return scores - reference
     tiny = torch.finfo(scores.dtype).tiny
     return (-reference).clamp(min=tiny).log() - (-scores).clamp(min=tiny).log()
 
@@ -246,3 +267,7 @@ def combine_scores(scores: Sequence[Tensor], rule: str) -> Tensor:
     low, centre, high = scores.quantile(torch.tensor([0.25, 0.5, 0.75]).to(scores), dim=-1, keepdim=True)
     scaled = (scores - centre) / (high - low).where(high > low, 1)
     return scaled.amax(0) if rule == "max" else scaled.sum(0)
+
+
+# attacks that learn from images known to the attacker, and the function that turns an image into what they learn from
+FEATURES = {"secmi_nn": round_trip, "gsa": gradient_norms}

@@ -12,6 +12,7 @@ are from the members and from held-out images, in fid.md and fid.json, or with -
 --checkpoint judges a model in pytorch-ddpm's format, like those that SecMI, PIA and SimA attack.
 """
 
+import functools
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -179,10 +180,10 @@ def judge(
     The scores (R, N) and (R, M) are those of `EvaluatedRun.scores`, with a row for each timestep of ts.
     """
     at = ts.index(t)
-    if attack == "secmi_nn":  # its rows are images, from which a network has yet to learn
-        pair = learned(members[at :: len(ts)], nonmembers[at :: len(ts)], args)
-        adaptive = metrics.judged_by_others(*learned(members, nonmembers, args), args.seed)
-        picks, rules = [(t, 1) for t in ts], []  # the network sees all timesteps
+    if attack in attacks.FEATURES:  # the attacker has yet to learn from these rows
+        pair = learned(attack, members[at :: len(ts)], nonmembers[at :: len(ts)], args)
+        adaptive = metrics.judged_by_others(*learned(attack, members, nonmembers, args), args.seed)
+        picks, rules = [(t, 1) for t in ts], []  # they see all timesteps
     else:
         pair = members[at].numpy(), nonmembers[at].numpy()
         adaptive = metrics.adaptive(members, nonmembers, args.seed)
@@ -195,15 +196,16 @@ def judge(
     return rows, adaptive.curve, pair
 
 
-def learned(members: Tensor, nonmembers: Tensor, args: Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """SecMI-NN's scores of error images (R, N, 3, H, W): each half gets them from a network trained on the other."""
-    images = [errors.transpose(0, 1).flatten(1, 2).float() for errors in (members, nonmembers)]
-    scores = np.empty(len(images[0])), np.empty(len(images[1]))
-    cut = metrics.halves(*map(len, images), args.seed)
+def learned(attack: str, members: Tensor, nonmembers: Tensor, args: Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Scores by features (R, N, ...) and (R, M, ...): each half gets them from an attacker who learned on the other."""
+    learn = attacks.gsa if attack == "gsa" else functools.partial(attacks.secmi_nn, seed=args.seed)
+    both = [features.transpose(0, 1).flatten(1, 2).float() for features in (members, nonmembers)]
+    scores = np.empty(len(both[0])), np.empty(len(both[1]))
+    cut = metrics.halves(*map(len, both), args.seed)
     for mine, other in (cut, cut[::-1]):
-        errors, others = (torch.cat([images[0][half[0]], images[1][half[1]]]).to(args.device) for half in (mine, other))
-        is_member = torch.arange(len(errors), device=args.device) < len(mine[0])
-        found = attacks.secmi_nn(errors, is_member, others, seed=args.seed).cpu().numpy()
+        known, others = (torch.cat([both[0][half[0]], both[1][half[1]]]).to(args.device) for half in (mine, other))
+        is_member = torch.arange(len(known), device=args.device) < len(mine[0])
+        found = learn(known, is_member, others).cpu().numpy()
         scores[0][other[0]], scores[1][other[1]] = np.split(found, [len(other[0])])
     return scores
 

@@ -96,16 +96,17 @@ class EvaluatedRun:
         """The scores of members (R, N) and non-members (R, N) for each wanted attack, with a row for each timestep.
 
         A release with two models has these rows once for each of COMBINATIONS. `calibrate` subtracts the scores under
-        the reference. secmi_nn has no scores yet, but error images (R, N, 3, H, W) of all models, the reference's last.
+        the reference. An attack of attacks.FEATURES has no scores yet, but the features (R, N, ...) of all models, the
+        reference's last.
         """
         names, sides = [*RELEASES[release].models, *(["reference"] if calibrate else [])], self.indices(release)
         found, result = [self._scores(name, torch.cat(sides), wanted) for name in names], {}
         for attack in wanted:
             rows = [one[attack] for one in found]
-            if calibrate and attack != "secmi_nn":
+            if calibrate and attack not in attacks.FEATURES:
                 *rows, reference = rows
-                rows = [attacks.calibrated(one, reference, logarithms=attack == "gradient") for one in rows]
-            if len(rows) > 1 and attack != "secmi_nn":
+                rows = [attacks.calibrated(one, reference) for one in rows]
+            if len(rows) > 1 and attack not in attacks.FEATURES:
                 rows = [attacks.combine_scores(rows, rule) for rule in COMBINATIONS]
             result[attack] = torch.cat(rows).split([len(side) for side in sides], dim=1)
         return result
@@ -219,7 +220,7 @@ def attack_scores(
     """The scores (N,) of uint8 images x0 (N, 3, H, W) for each call (attack, t). All models get the same noise."""
     attackers, parts = {}, {call: [] for call in calls}
     for attack, t in calls:
-        function = attacks.round_trip if attack == "secmi_nn" else getattr(attacks, attack)
+        function = attacks.FEATURES.get(attack) or getattr(attacks, attack)
         attackers[attack, t] = functools.partial(function, t=t)
         if "generator" in inspect.signature(function).parameters:
             generator = torch.Generator().manual_seed(seed_for(args.seed, "attack", attack, t))
@@ -229,8 +230,8 @@ def attack_scores(
     with bar, hardware.on_all_cores(eps_model, args.device) as spread:
         for batch in batches:
             x, memoized = data.to_float(batch.to(args.device)), memoize(spread)
-            # gradient needs the network itself, and rediffuse shares no query with another attack
-            asked = {"gradient": eps_model, "rediffuse": spread}
+            # gsa needs the network itself, and rediffuse shares no query with another attack
+            asked = {"gsa": eps_model, "rediffuse": spread}
             for (attack, t), attacker in attackers.items():
                 try:
                     parts[attack, t].append(attacker(asked.get(attack, memoized), schedule, x).cpu())

@@ -86,14 +86,12 @@ def test_each_release_is_attacked_through_its_own_models(tmp_path, monkeypatch, 
     def scores(attack, t, name, calibrated):
         def attacked(name):
             kwargs = {}
-            if attack in ("loss", "rediffuse", "gradient"):
+            if attack in ("loss", "rediffuse"):
                 kwargs["generator"] = torch.Generator().manual_seed(cli.seed_for(0, "attack", attack, t))
             return getattr(attacks, attack)(models[name], NoiseSchedule(), x0, t, **kwargs).double().numpy()
 
         if not calibrated:
             return attacked(name)
-        if attack == "gradient":
-            return attacked(name) - attacked("reference")
         return np.log(attacked("reference") / attacked(name))
 
     rows = rows_of(tmp_path)
@@ -104,7 +102,6 @@ def test_each_release_is_attacked_through_its_own_models(tmp_path, monkeypatch, 
         "loss": (200, "predictions", released | service | {"DualMD unmixed": ["as A", "as B"]}),
         "secmi": (100, "predictions", released | service | {"DualMD unmixed": ["as A", "as B"]}),
         "rediffuse": (200, "images", released | service),
-        "gradient": (200, "weights", released),
     }
     for attack, (t, holds, attacked) in expected.items():
         for label, calibrated in ((attack, False), (f"{attack}-ref", True)):
@@ -117,6 +114,7 @@ def test_each_release_is_attacked_through_its_own_models(tmp_path, monkeypatch, 
                 assert (row["t"], row["sign"], row["holds"]) == ([t], [1], holds)
                 assert row["rule"] == (["max"] if len(names) == 2 else [])
                 assert set(rows[model, label, "adaptive"]["t"]) <= {20, 50, t}
+    assert {model for model, name, _ in rows if name == "gsa"} == set(released), "a service keeps its weights"
     assert {label for _, label, _ in rows} == {*attacks.HOLDS, *(f"{attack}-ref" for attack in attacks.HOLDS)}
 
 
@@ -136,22 +134,25 @@ def test_of_two_models_the_adaptive_attacker_tries_the_sum_too(tmp_path, small):
     assert (row["t"], row["auc"], row["rule"]) == ((50, 50), 1, ["sum", "sum"])
 
 
-def test_secmi_nn_is_scored_by_the_other_half(tmp_path, monkeypatch, small):
-    """Who is scored is never among those that the network was trained on, and both are of both kinds."""
+@pytest.mark.parametrize("attack, shape", [("secmi_nn", (3, 8, 8)), ("gsa", (3,))])
+def test_who_learns_is_scored_by_the_other_half(tmp_path, monkeypatch, small, attack, shape):
+    """Who is scored is never among those that were learned from, and both are of both kinds."""
     seen = []
 
-    def spy(errors, is_member, others, *, seed):
-        seen.append((errors[:, 0, 0, 0], is_member, others[:, 0, 0, 0], errors.shape[1:]))
-        return others[:, 0, 0, 0]
+    def spy(features, is_member, others, **seed):
+        assert seed == ({"seed": 0} if attack == "secmi_nn" else {})
+        features, others = (each.view(*each.shape[:2], -1)[:, :, 0] for each in (features, others))
+        seen.append((features[:, 0], is_member, others[:, 0], features.shape[1:]))
+        return others[:, 0]
 
-    monkeypatch.setattr(attacks, "secmi_nn", spy)
-    number = torch.arange(4 * 20).view(4, 20, 1, 1, 1).expand(4, 20, 3, 8, 8).half()  # two models at two timesteps
-    rows, _, pair = evaluate.judge("secmi_nn", number[:, :12], number[:, 12:], [50, 100], 100, evaluate_args())
-    for errors, is_member, others, shape in seen:
+    monkeypatch.setattr(attacks, attack, spy)
+    number = torch.arange(4 * 20).view(4, 20, *[1] * len(shape)).expand(4, 20, *shape).half()  # two models at two t
+    rows, _, pair = evaluate.judge(attack, number[:, :12], number[:, 12:], [50, 100], 100, evaluate_args())
+    for features, is_member, others, shape in seen:
         assert shape[0] in (6, 12)
-        numbers = errors if shape[0] == 12 else errors - 20
+        numbers = features if shape[0] == 12 else features - 20
         assert torch.equal(is_member, numbers < 12)
-        assert not set(errors.tolist()) & set(others.tolist()) and len(errors) == len(others) == 10
+        assert not set(features.tolist()) & set(others.tolist()) and len(features) == len(others) == 10
     assert [list(scores) for scores in pair] == [list(range(20, 32)), list(range(32, 40))]
     assert rows[1]["t"] == (50, 100) and rows[1]["asr"] == 11 / 20  # all above 0 but the first: 11 members right
 
@@ -524,7 +525,7 @@ def test_however_many_cores_generate_and_attack_the_same(tmp_path, small):
 
     for how in ({}, {"stride": 5, "eta": 1.0}, {"method": "ddpm"}):
         assert torch.equal(images(1, **how), images(3, **how)), how
-    calls = [(attack, 20) for attack in ("loss", "pia", "secmi", "rediffuse", "gradient")]
+    calls = [(attack, 20) for attack in ("loss", "pia", "secmi", "rediffuse", "gsa")]
     its = network, schedule, small[:5], calls, args, "all"
     one, several = (on_cores(cores, releases.attack_scores, *its) for cores in (1, 3))
     for call in calls:

@@ -28,7 +28,7 @@ from unet import UNet, UNetConfig
 
 def study(tmp_path, with_fid=False, **changes):
     args = {"run": tmp_path, "dataset": "toy", "data_dir": None, "device": torch.device("cpu"), "preset": "tiny"}
-    args |= {"members": None, "steps": None, "seeds": 1, "snapshots": 8, "attack": ["pia", "gradient"], "n": None}
+    args |= {"members": None, "steps": None, "seeds": 1, "snapshots": 8, "attack": ["pia", "gsa"], "n": None}
     args |= {"inception_weights": None, "size": None, "member_split": None, "average": False}
     return reproduce.study(argparse.Namespace(**args | changes), cores=2, with_fid=with_fid)
 
@@ -51,12 +51,12 @@ def test_the_commands_can_be_run_one_by_one(tmp_path):
     assert f"python sample.py --model dual --n 16 --run RUN/seed-0 {tail}" in lines
     all_runs = f"--run RUN/seed-0 RUN/seed-1 --out RUN {tail}"
     assert lines[-2] == f"python evaluate.py --memorization {all_runs}"
-    assert lines[-1] == f"python evaluate.py --attack pia gradient {all_runs}"
+    assert lines[-1] == f"python evaluate.py --attack pia gsa {all_runs}"
     # the first result comes before the students, from seed 0
     first = lines.index(f"python evaluate.py --attack pia --print-only --run RUN/seed-0 {tail}")
     assert first < next(i for i, line in enumerate(lines) if "--distill" in line)
     for seed in (0, 1):  # what needs no student does not wait for them
-        early = f"python evaluate.py --attack pia gradient --print-only --run RUN/seed-{seed} {tail}"
+        early = f"python evaluate.py --attack pia gsa --print-only --run RUN/seed-{seed} {tail}"
         (job,) = [job for job, line in zip(jobs, lines, strict=True) if line == early]
         assert {path.stem for path in job.needs} == {"all", "A", "B", "reference"} and job.cores == 1
     assert "average" not in " ".join(map(str, study(tmp_path))), "the variant is for those who ask"
@@ -67,7 +67,7 @@ def test_fid_is_a_command_and_columns(tmp_path):
     for job, words in (
         (memorization, "--memorization --n 9"),
         (fids, "--fid --n 9 --inception-weights w.pth"),
-        (attacks, "--attack pia gradient --fid --n 9 --inception-weights w.pth"),
+        (attacks, "--attack pia gsa --fid --n 9 --inception-weights w.pth"),
     ):
         assert str(job).startswith(f"python evaluate.py {words} --run ")
     assert fids.makes == [tmp_path / "fid.md"] and set(fids.makes) < set(attacks.needs)

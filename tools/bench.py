@@ -47,7 +47,7 @@ from unet import UNet, UNetConfig
 EXPECTED = {"tiny": 600, "small": 200, "cifar10": 20}  # images/s on one core; the length of a training follows from it
 BATCH = {"tiny": 128, "small": 32, "cifar10": 16}  # images at a time on a CPU; at most as many as the preset trains on
 STEPS, MEASURED_STEPS = 100, 2  # denoising steps of an image; those that are measured, and then scaled
-T = {"pia": 200, "secmi": 50, "gradient": 200}  # of the attacks; SecMI at t = 200 makes 3.5 times as many queries
+T = {"pia": 200, "secmi": 50, "gsa": 200}  # of the attacks; SecMI at t = 200 makes 3.5 times as many queries
 PRECISIONS = ["float32", "bfloat16"]
 OURS, PLAIN = "this project", "this network, plainly"
 
@@ -243,7 +243,7 @@ def timed(what: str, who: str, precision: str, preset: str, device: torch.device
 
     def step(n: int) -> None:
         if attacker:
-            attacker(network if what == "gradient" else ask, schedule, x[:n])
+            attacker(network if what == "gsa" else ask, schedule, x[:n])
             return
         with redirect_stderr(io.StringIO()), autocast(n):  # no progress bar
             value = loss(x[:n]) if what == "training" else sample(n, MEASURED_STEPS)
@@ -257,7 +257,7 @@ def timed(what: str, who: str, precision: str, preset: str, device: torch.device
 
 def attack(name: str, t: int) -> Callable[[EpsModel, NoiseSchedule, Tensor], Tensor]:
     """An attack at a timestep, with a generator if it draws noise."""
-    function = getattr(attacks, name)
+    function = attacks.FEATURES.get(name) or getattr(attacks, name)
     more = {"generator": torch.Generator()} if "generator" in inspect.signature(function).parameters else {}
     return functools.partial(function, t=t, **more)
 

@@ -114,8 +114,8 @@ def training_loss(eps_model: EpsModel, x_t: Tensor, t: Tensor, target: Tensor) -
 class DualMD:
     """Two models that take turns; together they are one eps model. A answers where t // stride is even, else B.
 
-    A sampler with steps of `stride` visits ..., 2 * stride, stride, 0. So consecutive denoising steps
-    alternate between A and B.
+    `stride` is that of the pipeline's sampler. It visits ..., 2 * stride, stride, 0, so consecutive
+    denoising steps alternate between A and B. `denoise`'s method "ddpm" has a stride of 1.
     """
 
     def __init__(self, model_a: EpsModel, model_b: EpsModel, stride: int = 10):

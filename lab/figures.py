@@ -28,18 +28,18 @@ STYLES = {
 
 
 def roc_curves(path: Path, curves: dict[tuple[str, str], Sequence[ROC]]) -> None:
-    """ROC curves by (attack, release), one for each run: above on linear axes, below on logarithmic ones."""
-    attacks = list(dict.fromkeys(attack for attack, _ in curves))
-    across = min(len(attacks), 4)
-    down = 2 * -(-len(attacks) // across)
-    figure, axes = plt.subplots(down, across, figsize=(3.2 * across + 0.6, 3.2 * down + 0.2), squeeze=False)
-    for ax in axes.flat:
-        ax.set_axis_off()
+    """ROC curves by (attack, release), one for each run: above on linear axes, below on logarithmic ones.
+
+    Three attacks are shown at most: the paper's two if they are there, and those with the highest AUC on any release.
+    """
+    best = {}
+    for (attack, _), several in curves.items():
+        best[attack] = max(best.get(attack, 0), np.mean([curve.auc for curve in several]))
+    attacks = sorted(best, key=lambda attack: (attack in ("secmi", "pia"), best[attack]), reverse=True)[:3]
+    figure, axes = plt.subplots(2, len(attacks), figsize=(3.2 * len(attacks) + 0.6, 6.6), squeeze=False)
     floor = 0.5 / max(curve.nonmembers for several in curves.values() for curve in several)
-    for i, attack in enumerate(attacks):
-        for row, scale in enumerate(("linear", "log")):
-            ax = axes[i // across * 2 + row, i % across]
-            ax.set_axis_on()
+    for column, attack in enumerate(attacks):
+        for ax, scale in zip(axes[:, column], ("linear", "log"), strict=True):
             diagonal = np.geomspace(floor, 1, 50)
             ax.plot(diagonal, diagonal, color="#999999", linewidth=0.8)
             for (its_attack, release), several in curves.items():
@@ -50,9 +50,9 @@ def roc_curves(path: Path, curves: dict[tuple[str, str], Sequence[ROC]]) -> None
                     ax.plot(x, y, color=colour, linestyle=dashes, linewidth=1.3, drawstyle="steps-post", label=label)
             low = floor if scale == "log" else 0
             ax.set(xscale=scale, yscale=scale, xlim=(low, 1), ylim=(low, 1.02), aspect="equal", xlabel="FPR")
-            ax.set_title(attack if row == 0 else "")
-            if i % across == 0:
-                ax.set_ylabel("TPR")
+        axes[0, column].set_title(attack)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("TPR")
     save(figure, path)
 
 
@@ -87,6 +87,8 @@ def histograms(path: Path, scores: dict[tuple[str, str], tuple[np.ndarray, np.nd
     for row, attack in enumerate(attacks):
         for column, release in enumerate(releases):
             ax = axes[row, column]
+            if row == 0:
+                ax.set_title(release, fontsize=10)
             if (attack, release) not in scores:  # the attacker does not hold the weights
                 ax.set_axis_off()
                 continue
@@ -99,8 +101,6 @@ def histograms(path: Path, scores: dict[tuple[str, str], tuple[np.ndarray, np.nd
             ax.set_yticks([])
             ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
             ax.tick_params(labelsize=7)
-            if row == 0:
-                ax.set_title(release, fontsize=10)
             if column == 0:
                 ax.set_ylabel(f"{attack}, t = {t[attack.removesuffix('-ref')]}")
     save(figure, path)

@@ -176,11 +176,12 @@ def generate(
 ) -> Iterator[Tensor]:
     """Denoise x_T (N, 3, H, W) with one network, or with two as DualMD: batches of uint8 images on the CPU, in order.
 
-    `how` has other arguments of `dualmd.denoise`.
+    Two networks alternate at each step of the sampler. `how` has other arguments of `dualmd.denoise`.
     """
+    stride = 1 if how.get("method") == "ddpm" else stride
     fast = [hardware.for_sampling(network, schedule.T) for network in networks]
     eps_model = DualMD(*fast, stride=stride) if len(fast) == 2 else fast[0]
-    steps = schedule.T if how.get("method") == "ddpm" else (schedule.T - 1) // stride + 1
+    steps = (schedule.T - 1) // stride + 1
 
     def counted(x: Tensor, t: Tensor) -> Tensor:
         bar.update(len(x))

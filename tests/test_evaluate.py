@@ -532,6 +532,24 @@ def test_however_many_cores_generate_and_attack_the_same(tmp_path, small):
         torch.testing.assert_close(one[call], several[call])
 
 
+@pytest.mark.parametrize("how", [{}, {"stride": 25}, {"method": "ddpm"}, {"method": "ddpm", "stride": 25}])
+def test_two_models_alternate_at_every_step_of_the_sampler(monkeypatch, how):
+    """Whichever sampler it is, and A makes the last step. Models that record who was asked say so."""
+    asked = []
+
+    def recording(name, T):
+        return lambda x, t: asked.append((t[0].item(), name)) or torch.zeros_like(x)
+
+    monkeypatch.setattr(hardware, "for_sampling", recording)
+    args, x_T = evaluate_args(batch=2), torch.randn(2, 3, 4, 4)
+    schedule, generator = NoiseSchedule(T=100), torch.Generator().manual_seed(0)
+    list(releases.generate(["A", "B"], schedule, x_T, args, "dual", generator=generator, **how))
+    stride = 1 if how.get("method") == "ddpm" else how.get("stride", 10)
+    assert [t for t, _ in asked] == list(range((99 // stride) * stride, -1, -stride))
+    names = "".join(name for _, name in asked)
+    assert names == "BA" * (len(asked) // 2) and names[-1] == "A"
+
+
 def test_generated_images_are_kept_and_go_on(tmp_path, monkeypatch, small):
     make_run(tmp_path, small, ["all", "A", "B"])
     sizes = []
@@ -825,3 +843,31 @@ def test_closest_pairs_of_releases_with_different_numbers_of_images(tmp_path):
     few, many = ((torch.zeros(n, 3, 8, 8, dtype=torch.uint8),) * 2 + (torch.ones(n),) for n in (2, 5))
     figures.pairs(tmp_path / "pairs.png", {"A alone": few, "DistillMD": many})
     assert (tmp_path / "pairs.png").stat().st_size > 1000
+
+
+def test_roc_curves_show_the_papers_attacks_and_the_strongest(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    rng = np.random.RandomState(0)
+    edge = {"loss": 1, "loss-ref": 3, "sima": 2, "pia": 0.5, "secmi": 0.2}
+    curves = {
+        (attack, release): [metrics.roc(rng.normal(size=100) + much * (release == "undefended"), rng.normal(size=100))]
+        for attack, much in edge.items()
+        for release in ("DistillMD", "undefended")
+    }
+    figures.roc_curves(tmp_path / "roc.png", curves)
+    figures.roc_curves(tmp_path / "roc.png", {key: curve for key, curve in curves.items() if key[0] == "loss"})
+    several, one = ([ax.get_title() for ax in figure.axes if ax.lines] for figure in drawn)
+    assert several == ["pia", "secmi", "loss-ref", "", "", ""] and one == ["loss", ""]
+    scales = [(ax.get_xscale(), ax.get_yscale()) for ax in drawn[0].axes]
+    assert scales == 3 * [("linear",) * 2] + 3 * [("log",) * 2]
+
+
+def test_every_column_of_histograms_has_a_title(tmp_path, monkeypatch):
+    drawn, some = [], (np.arange(5.0), np.arange(4.0))
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    scores = {("gsa", "undefended"): some, ("pia", "undefended"): some, ("pia", "DualMD pipeline"): some}
+    figures.histograms(tmp_path / "histograms.png", scores, {"gsa": 200, "pia": 100})
+    (figure,) = drawn
+    assert [ax.get_title() for ax in figure.axes] == ["undefended", "DualMD pipeline", "", ""]
+    assert [ax.axison for ax in figure.axes] == [True, False, True, True], "gsa is not made on a pipeline"

@@ -3,7 +3,7 @@
     python evaluate.py --attack pia        python evaluate.py --memorization        python evaluate.py --fid
     python evaluate.py --list              python evaluate.py --checkpoint FILE --member-split NPZ --attack pia
 
-It prints a table and writes it into the run's directory, with figures: table.md, results.json, steps.json, *.png.
+It prints a table and writes it into the run's directory, with figures: table.md, results.json, *.json, *.png.
 With several runs, which differ in their seed, it gives the mean and the range over them. An AUC of 0.5 is a coin toss,
 an AUC of 1 is a certain attacker. metrics.py explains the two protocols. If there is a reference model, each attack is
 made a second time with it, as ATTACK-ref. --memorization attacks no model: each model generates images, and
@@ -34,7 +34,9 @@ from lab.releases import COMBINATIONS, RELEASES, EvaluatedRun, require_comparabl
 
 # the timesteps at which the authors of SecMI, PIA and ReDiffuse attack CIFAR-10; for the other attacks, PIA's
 PUBLISHED_T = dict.fromkeys(attacks.HOLDS, 200) | {"secmi": 100, "secmi_nn": 100}
-GRID = [50, 100, 150, 200, 250, 300]  # the adaptive attacker chooses; DualMD's A answers at three, B at the others
+# the adaptive attacker chooses; small ones for SecMI and small networks. DualMD's A answers at four, B at the others
+GRID = [20, 30, 50, 100, 150, 200, 250, 300]
+KEPT_SIGN = "published sign"  # SecMI is judged a second time, by an attacker who may not flip it
 
 
 def parse_args() -> Namespace:
@@ -125,7 +127,7 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
     grid = {attack: sorted({*args.grid, t}) for attack, t in fixed.items()}
 
     table = tables.membership(runs, inception.weights if inception else None)
-    results, curves, histograms = [], {}, {}
+    results, curves, histograms, over_t = [], {}, {}, []
     for release in RELEASES:
         attacked = [run for run in runs if release in run.releases]
         possible = {attack: grid[attack] for attack in chosen if attacks.HOLDS[attack] in RELEASES[release].gives}
@@ -134,17 +136,27 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
             calibrate: [run.scores(release, possible, calibrate) for run in attacked] for calibrate in calibrations
         }
         for attack in possible:
-            for calibrate in calibrations:
-                label, rows = attack + ("-ref" if calibrate else ""), []
+            ways = [(attack + ("-ref" if calibrate else ""), calibrate, True) for calibrate in calibrations]
+            if attack == "secmi":
+                ways.insert(1, (f"secmi, {KEPT_SIGN}", False, False))
+            for label, calibrate, flips in ways:
+                rows = []
                 for run, its_cost, its_scores in zip(attacked, costs, scores[calibrate], strict=True):
                     found = {"model": release, "attack": label, "holds": attacks.HOLDS[attack]} | its_cost
                     try:
-                        judged, curve, pair = judge(attack, *its_scores[attack], grid[attack], fixed[attack], args)
+                        pair = its_scores[attack]
+                        judged, curve, shown = judge(attack, *pair, grid[attack], fixed[attack], args, flips)
                     except ValueError as error:
                         raise BadInput(f"{label} on {release} of {run.path}: {error}") from error
                     rows += [found | one for one in judged]
+                    if not flips:
+                        continue
                     curves.setdefault((label, release), []).append(curve)
-                    histograms.setdefault((label, release), pair)
+                    histograms.setdefault((label, release), shown)
+                    if label in attacks.HOLDS and label not in attacks.FEATURES:
+                        each = zip(grid[attack], *(scores.numpy() for scores in pair))  # first the rows of rule "max"
+                        its = {"model": release, "attack": attack, "seed": run.seed}
+                        over_t += [its | {"t": t, "auc": metrics.auc(one, other)} for t, one, other in each]
                 results += table.add(rows)
     closing = ["", *tables.overview(results)]
     print(*closing, sep="\n")
@@ -154,10 +166,12 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
     cheap = {attack: t for attack, t in fixed.items() if attack in ("loss", "pia")}
     own = [] if args.checkpoint else runs  # what lies beside the scores of another's model is not of that model
     steps = [row for run in own for row in over_steps(run, cheap)]
-    reports.write(out, {"table.md": table.lines + closing, "results.json": results, "steps.json": steps})
+    over = {"steps.json": steps, "t.json": over_t}
+    reports.write(out, {"table.md": table.lines + closing, "results.json": results} | over)
     figures.roc_curves(out / "roc.png", curves)
     figures.histograms(out / "histograms.png", histograms, fixed)
-    figures.over_steps(out / "steps.png", steps)
+    figures.over(out / "steps.png", "steps", steps)
+    figures.over(out / "t.png", "t", over_t)
     grids = {name: run.path / f"samples-{RELEASES[name].models[0]}.png" for run in own[:1] for name in run.releases}
     figures.samples(out / "samples.png", grids)
     print(f"table, results and figures are in {out}/")
@@ -173,7 +187,7 @@ def all_have_references(runs: list[EvaluatedRun]) -> bool:
 
 
 def judge(
-    attack: str, members: Tensor, nonmembers: Tensor, ts: list[int], t: int, args: Namespace
+    attack: str, members: Tensor, nonmembers: Tensor, ts: list[int], t: int, args: Namespace, flips: bool = True
 ) -> tuple[list[dict], metrics.ROC, tuple[np.ndarray, np.ndarray]]:
     """Rows of results.json for both protocols; the adaptive one's ROC; the published one's scores of (non-)members.
 
@@ -186,7 +200,7 @@ def judge(
         picks, rules = [(t, 1) for t in ts], []  # they see all timesteps
     else:
         pair = members[at].numpy(), nonmembers[at].numpy()
-        adaptive = metrics.adaptive(members, nonmembers, args.seed)
+        adaptive = metrics.adaptive(members, nonmembers, args.seed, flips)
         picks = [(ts[row % len(ts)], sign) for row, sign in adaptive.choices]
         rules = [COMBINATIONS[row // len(ts)] for row, _ in adaptive.choices] if len(members) > len(ts) else []
     rows = [

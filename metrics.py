@@ -67,28 +67,30 @@ def published(members: Scores, nonmembers: Scores, seed: int = 0) -> Result:
     return Result(curve, _interval(resample, seed), curve.asr, [(0, 1)])
 
 
-def adaptive(members: Scores, nonmembers: Scores, seed: int = 0) -> Result:
+def adaptive(members: Scores, nonmembers: Scores, seed: int = 0, flips: bool = True) -> Result:
     """Judge scores (T, N) and (T, M), higher = member, with a row for each timestep that the attacker may choose.
 
     Members and non-members are cut into two random halves. On one half the attacker picks the row and the sign with
     the best AUC, and the threshold with the best accuracy. With these they judge the other half. Then the halves swap,
     and both results are pooled. The resamples for the interval are drawn within each half and pick anew, so the
-    interval includes the luck of the pick. Raises ValueError for fewer than two members or non-members.
+    interval includes the luck of the pick. Without `flips` the attacker keeps the sign of the scores. Raises ValueError
+    for fewer than two members or non-members.
     """
     both = _as_arrays(members, nonmembers)
     cut = halves(*(scores.shape[1] for scores in both), seed)
     first, second = ([scores[:, rows] for scores, rows in zip(both, half, strict=True)] for half in cut)
 
     def resample(random: np.random.RandomState) -> float:
-        return auc(*_judge_each_other(*([_redraw(scores, random) for scores in half] for half in (first, second))))
+        drawn = ([_redraw(scores, random) for scores in half] for half in (first, second))
+        return auc(*_judge_each_other(*drawn, flips))
 
     right, choices = 0, []
     for mine, other in ((first, second), (second, first)):
-        choice, scored = _attacker(*mine)
+        choice, scored = _attacker(*mine, flips)
         threshold = roc(*map(scored, mine)).threshold
         right += (scored(other[0]) >= threshold).sum() + (scored(other[1]) < threshold).sum()
         choices.append(choice)
-    curve = roc(*_judge_each_other(first, second))
+    curve = roc(*_judge_each_other(first, second, flips))
     return Result(curve, _interval(resample, seed), float(right / sum(scores.shape[1] for scores in both)), choices)
 
 
@@ -114,19 +116,19 @@ def judged_by_others(members: Scores, nonmembers: Scores, seed: int = 0) -> Resu
     return replace(published(members, nonmembers, seed), asr=float(right / (len(members) + len(nonmembers))))
 
 
-def _attacker(members: np.ndarray, nonmembers: np.ndarray) -> tuple[tuple[int, int], Callable]:
+def _attacker(members: np.ndarray, nonmembers: np.ndarray, flips: bool = True) -> tuple[tuple[int, int], Callable]:
     """What an attacker learns from scores (T, n), (T, m): a row, a sign, and a function that scores others (T, k)."""
     aucs = np.array([auc(*row) for row in zip(members, nonmembers, strict=True)])
-    row = int(np.abs(aucs - 0.5).argmax())
-    sign = 1 if aucs[row] >= 0.5 else -1
+    row = int((np.abs(aucs - 0.5) if flips else aucs).argmax())
+    sign = -1 if flips and aucs[row] < 0.5 else 1
     # the halves may pick different rows: scores are pooled in units of the spread of non-members
     low, centre, high = np.quantile(sign * nonmembers[row], [0.25, 0.5, 0.75])
     return (row, sign), lambda scores: (sign * scores[row] - centre) / ((high - low) or 1)
 
 
-def _judge_each_other(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _judge_each_other(first: Sequence[np.ndarray], second: Sequence[np.ndarray], flips: bool) -> list[np.ndarray]:
     """The scores of all members and all non-members of two halves; the other half's attacker scores each."""
-    by_first, by_second = _attacker(*first)[1], _attacker(*second)[1]
+    by_first, by_second = _attacker(*first, flips)[1], _attacker(*second, flips)[1]
     return [np.concatenate([by_second(one), by_first(two)]) for one, two in zip(first, second, strict=True)]
 
 

@@ -56,11 +56,14 @@ def roc_curves(path: Path, curves: dict[tuple[str, str], Sequence[ROC]]) -> None
     save(figure, path)
 
 
-def over_steps(path: Path, rows: Sequence[dict]) -> None:
-    """AUC over steps, a panel for each attack, from the rows of steps.json: the mean over runs, and the range."""
+def over(path: Path, x: str, rows: Sequence[dict]) -> None:
+    """AUC with the published sign over `x` ("steps" or "t"), from rows of x.json: the mean over runs, and the range.
+
+    There is a panel for each attack. Below 0.5 an attacker would flip the sign.
+    """
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
-    if len({row["steps"] for row in rows}) < 2:
-        return  # a curve needs snapshots
+    if len({row[x] for row in rows}) < 2:
+        return  # that is no curve
     figure, axes = plt.subplots(1, len(attacks), figsize=(4.6 * len(attacks), 3.6), squeeze=False, sharey=True)
     for ax, attack in zip(axes[0], attacks, strict=True):
         ax.axhline(0.5, color="#999999", linewidth=0.8)
@@ -68,14 +71,17 @@ def over_steps(path: Path, rows: Sequence[dict]) -> None:
             aucs: dict[int, list[float]] = {}
             for row in rows:
                 if row["attack"] == attack and row["model"] == release:
-                    aucs.setdefault(row["steps"], []).append(row["auc"])
+                    aucs.setdefault(row[x], []).append(row["auc"])
             if aucs:
-                steps = sorted(aucs)
-                low, mean, high = ([f(aucs[step]) for step in steps] for f in (min, np.mean, max))
-                ax.plot(steps, mean, color=colour, linestyle=dashes, marker="o", markersize=3, label=release)
-                ax.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-        ax.set(xlabel="steps", title=attack)
-    axes[0, 0].set_ylabel("AUC")
+                at = sorted(aucs)
+                low, mean, high = ([f(aucs[one]) for one in at] for f in (min, np.mean, max))
+                ax.plot(at, mean, color=colour, linestyle=dashes, marker="o", markersize=3, label=release)
+                ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+        if ax.get_ylim()[0] < 0.45:
+            ax.axhspan(ax.get_ylim()[0], 0.5, color="#999999", alpha=0.15, linewidth=0)
+        ax.set(xlabel=x, title=attack)
+        ax.margins(y=0.02)
+    axes[0, 0].set_ylabel("AUC, published sign")
     save(figure, path)
 
 

@@ -40,7 +40,8 @@ class Table:
         paths, seeds = ", ".join(str(run.path) for run in runs), ", ".join(str(run.seed) for run in runs)
         count, size = len(first.split.members), first.dataset["size"]
         about = f"{first.dataset['name']} at {size}x{size}, {count:,} members, {count:,} non-members, seed {seeds}"
-        self.lines = [f"{paths}: {about}", *([f"FID by Inception weights: {weights}"] if weights else []), ""]
+        of_fid = [f"FID by Inception weights: {weights}"] if weights else []
+        self.lines = [f"{paths}: {about}", *trained(runs[0]), *of_fid, ""]
         self.lines += heading([name.format(brackets) for name, *_ in columns], self.widths)
         print(*self.lines, sep="\n", flush=True)
 
@@ -58,10 +59,23 @@ class Table:
 
 def membership(runs: list[EvaluatedRun], weights: str | None) -> Table:
     """The table of attacks; with Inception `weights`, it has FIDs too."""
-    attack = ("attack", 13, "attack", ""), ("holds", 11, "holds", "")
+    attack = ("attack", 21, "attack", ""), ("holds", 11, "holds", "")
     published = [(*column, "published") for column in [*(FIDS if weights else []), *attack, *PUBLISHED]]
     columns = [*MODEL, *published, *((*column, "adaptive") for column in ADAPTIVE)]
     return Table(columns, runs, weights)
+
+
+def trained(run: EvaluatedRun) -> list[str]:
+    """How long the models of a table were trained, and DualMD's rule, as far as there is something to say."""
+    steps = {name: model.settings["steps"] for name, model in run.models.items()}
+    counts, said = sorted({count for count in steps.values() if count}), []
+    if len(counts) == 1:
+        said.append(f"{counts[0]:,} steps for each model")
+    elif counts:
+        said.append("steps: " + ", ".join(f"{name} {count:,}" for name, count in steps.items()))
+    if "dual" in run.eps_models:
+        said.append(f"DualMD's pipeline: A where t // {run.eps_models['dual'].stride} is even, else B")
+    return ["; ".join(said)] if said else []
 
 
 def line(cells: Sequence[object], widths: Sequence[int]) -> str:
@@ -81,8 +95,7 @@ def cell(rows: list[dict], key: str, form: str) -> str:
         return format(values[0], form)
     if form == "picks":  # the timesteps that adaptive attackers chose, with a minus where they flipped the sign
         ts, signs = sum(values, ()), {sign for row in rows for sign in row["sign"]}
-        sign = {(1,): "", (-1,): "−", (-1, 1): "±"}[tuple(sorted(signs))]
-        return f"{sign}{min(ts)}" + (f"…{max(ts)}" if min(ts) < max(ts) else "")
+        return f"{sign_of(signs)}{min(ts)}" + (f"…{max(ts)}" if min(ts) < max(ts) else "")
     low, mean, high = min(values), np.mean(values), max(values)
     if form == "min":
         return f"{low:.3f}"
@@ -95,18 +108,28 @@ def cell(rows: list[dict], key: str, form: str) -> str:
     return format(mean, form)
 
 
+def sign_of(signs: set[int]) -> str:
+    return {(1,): "", (-1,): "−", (-1, 1): "±"}[tuple(sorted(signs))]
+
+
 def overview(rows: list[dict]) -> list[str]:
-    """The adaptive AUCs as means over runs, a line for each attack and a column for each release."""
+    """The adaptive AUCs as means over runs, a line for each attack and a column for each release.
+
+    − after an AUC says that the attacker flipped the sign, ± that they did so on one half, or in some runs.
+    """
     aucs: dict[str, dict[str, list[float]]] = {}
+    signs: dict[tuple[str, str], set[int]] = {}
     for row in rows:
         if row["protocol"] == "adaptive":
             aucs.setdefault(row["attack"], {}).setdefault(row["model"], []).append(row["auc"])
+            signs.setdefault((row["attack"], row["model"]), set()).update(row["sign"])
     means = {attack: {release: float(np.mean(its[release])) for release in its} for attack, its in aucs.items()}
     releases = list(dict.fromkeys(row["model"] for row in rows))
-    widths = [13, *map(len, releases)]
+    widths = [21, *map(len, releases)]
     lines = heading(["adaptive AUC", *releases], widths)
     for attack, its in means.items():
-        lines.append(line([attack, *(f"{its[name]:.3f}" if name in its else "–" for name in releases)], widths))
+        cells = [f"{its[name]:.3f} {sign_of(signs[attack, name])}".strip() if name in its else "–" for name in releases]
+        lines.append(line([attack, *cells], widths))
     strongest = [max(means, key=lambda attack: means[attack].get(name, 0)) for name in releases]
     return [*lines, line(["strongest", *strongest], widths)]
 

@@ -162,9 +162,9 @@ def test_the_adaptive_attacker_chooses_among_the_grid(tmp_path, monkeypatch, sma
     seen = {}
     judge = metrics.adaptive
 
-    def spy(members, nonmembers, seed):
+    def spy(members, nonmembers, seed, flips):
         seen.update(members=members, nonmembers=nonmembers, seed=seed)
-        return judge(members, nonmembers, seed)
+        return judge(members, nonmembers, seed, flips)
 
     monkeypatch.setattr(metrics, "adaptive", spy)
     call(monkeypatch, "--run", tmp_path, "--attack", "loss", "--grid", 300, 50, "--seed", 4)
@@ -178,6 +178,43 @@ def test_the_adaptive_attacker_chooses_among_the_grid(tmp_path, monkeypatch, sma
     assert row["t"] == [[50, 200, 300][choice] for choice, _ in result.choices]
     assert row["sign"] == [sign for _, sign in result.choices]
     assert (row["auc"], row["asr"], tuple(row["auc_95"])) == (result.curve.auc, result.asr, result.interval)
+
+
+def test_secmi_is_judged_with_its_published_sign_too(tmp_path, monkeypatch, small, capsys):
+    """t is picked, the sign is not. Its AUC over t is that of all images, and so may be below 0.5."""
+    make_run(tmp_path, small, ["all", "A", "B"])
+    monkeypatch.setattr(metrics, "RESAMPLES", 2)
+    call(monkeypatch, "--run", tmp_path, "--attack", "secmi", "--grid", 20, 50)
+    rows, training = rows_of(tmp_path), EvaluatedRun(tmp_path, evaluate_args())
+    said = capsys.readouterr().out
+    assert "3 steps for each model; DualMD's pipeline: A where t // 10 is even, else B\n" in said
+    assert {attack for _, attack, _ in rows} == {"secmi", "secmi, published sign"}
+    over_t = {(row["model"], row["t"]): row for row in json.loads((tmp_path / "t.json").read_text())}
+    for release in ("undefended", "DualMD pipeline", "DualMD leaked"):
+        scores = training.scores(release, {"secmi": [20, 50, 100]})["secmi"]
+        for protocol in ("published", "adaptive"):
+            row = rows[release, "secmi, published sign", protocol]
+            assert set(row["sign"]) == {1} and row["holds"] == "predictions"
+        assert row["auc"] == metrics.adaptive(*scores, flips=False).curve.auc
+        assert rows[release, "secmi", "adaptive"]["auc"] == metrics.adaptive(*scores).curve.auc
+        for i, t in enumerate((20, 50, 100)):
+            row = over_t[release, t]
+            assert row["auc"] == metrics.auc(*(side[i].numpy() for side in scores)) and row["attack"] == "secmi"
+    assert len(over_t) == 4 * 3, "the pipeline unmixed, too"
+    assert min(Image.open(tmp_path / "t.png").size) > 300
+
+    checkpoint.save(tmp_path, dataclasses.replace(checkpoint.load(tmp_path / "A.pt"), settings=settings(steps=2)))
+    call(monkeypatch, "--run", tmp_path, "--memorization", "--n", 1, "--print-only")
+    assert "steps: all 3, A 2, B 3; DualMD's pipeline" in capsys.readouterr().out
+
+
+def test_a_flipped_sign_is_marked():
+    rows = [
+        {"attack": attack, "model": model, "protocol": "adaptive", "auc": 0.7, "sign": sign}
+        for attack, model, sign in [("pia", "one", (1, 1)), ("pia", "two", (-1, -1)), ("secmi", "one", (-1, 1))]
+    ]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.overview(rows)]
+    assert lines[2:4] == [["pia", "0.700", "0.700 −"], ["secmi", "0.700 ±", "–"]]
 
 
 def evaluate_args(seed=0, batch=256):
@@ -314,7 +351,7 @@ def test_what_is_written(tmp_path, monkeypatch, small, capsys):
         call(monkeypatch, "--run", run, *flags)
     capsys.readouterr()
     call(monkeypatch, "--run", *runs, *flags)
-    drawn = ["histograms.png", "roc.png", "samples.png", "steps.png"]
+    drawn = ["histograms.png", "roc.png", "samples.png", "steps.png", "t.png"]
     for folder in (*runs, tmp_path):
         assert {"results.json", "steps.json", "table.md", *drawn} <= {path.name for path in folder.iterdir()}
         for name in drawn:
@@ -354,7 +391,7 @@ def test_what_is_written(tmp_path, monkeypatch, small, capsys):
         for name in ("adaptive AUC", "pia ", "strongest")
     )
     at = [name.strip() for name in header].index("DualMD leaked")
-    assert row[at].strip() == f"{(low + high) / 2:.3f}"
+    assert row[at].strip().rstrip(" −±") == f"{(low + high) / 2:.3f}"
     means = {}
     for its in rows:
         if its["model"] == "DualMD leaked" and its["protocol"] == "adaptive":

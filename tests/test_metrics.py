@@ -103,6 +103,20 @@ def test_adaptive_finds_a_flipped_sign_and_the_right_timestep(monkeypatch):
         assert result.interval[0] < result.curve.auc < result.interval[1]
 
 
+def test_an_attacker_who_keeps_the_sign(monkeypatch):
+    """They pick the row in which members score higher, though another one would tell more if it were flipped."""
+    monkeypatch.setattr(metrics, "RESAMPLES", 50)
+    members, nonmembers = normal(0, 3, 200), normal(100, 3, 200)
+    members[1] -= 2
+    members[2] += 1
+    result = adaptive(members, nonmembers, flips=False)
+    assert result.choices == [(2, 1), (2, 1)] and adaptive(members, nonmembers).choices == [(1, -1), (1, -1)]
+    assert result.curve.auc == pytest.approx(0.760, abs=0.05)  # Phi(1 / sqrt(2))
+    assert result.interval[0] < result.curve.auc < result.interval[1] < 0.85
+    inverted = adaptive(members[1:2], nonmembers[1:2], flips=False)
+    assert inverted.curve.auc == pytest.approx(0.079, abs=0.045) and inverted.interval[1] < 0.2
+
+
 def test_adaptive_sees_nothing_in_noise_but_the_best_of_a_grid_does(monkeypatch):
     """The best of 30 timesteps and two signs, judged on the very images it was picked on, is no coin toss."""
     monkeypatch.setattr(metrics, "RESAMPLES", 2)

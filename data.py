@@ -1,28 +1,29 @@
 """The images as one uint8 tensor (N, 3, H, W), and the index split: members in A, members in B, non-members."""
 
-import colorsys
 import hashlib
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lab import datasets
-from lab.files import BadInput
+from lab.files import BadInput, kept
 
 
 def load(name: str, data_dir: str | None, size: int, seed: int) -> Tensor:
     """All training images of one of `datasets.DATASETS`, uint8 (N, 3, size, size), in their published order.
 
-    `toy` is drawn from `seed`. Of the others `lab/datasets.py` says where they are found or downloaded, and what raises
-    BadInput.
+    `toy` is drawn from `seed`, once: `data_dir` (default: data/) keeps it. Of the others `lab/datasets.py` says where
+    they are found or downloaded, and what raises BadInput.
     """
     if name == "toy":
-        return toy(size, seed)
+        path = Path(data_dir or "data") / f"toy-{size}-{seed}.npz"
+        return torch.from_numpy(kept(path, lambda: toy(size, seed).numpy(), Path(__file__), str((size, seed))))
     return datasets.load(name, data_dir, size, resize)
 
 
@@ -98,15 +99,20 @@ def index_split(
 
 # --- the toy dataset ---
 
-TOY_IMAGES = 1024
+TOY_IMAGES = 4096
+SKIES = [  # the colours above, and at the horizon
+    ((70, 120, 190), (190, 215, 235)), ((40, 60, 120), (235, 150, 100)), ((120, 130, 140), (200, 205, 205)),
+    ((20, 30, 60), (90, 100, 130)), ((90, 150, 210), (225, 225, 200)),
+]  # fmt: skip
+HILLS = [(70, 105, 50), (110, 120, 60), (150, 130, 90), (95, 80, 60), (185, 170, 130), (60, 85, 70), (200, 205, 210)]
 
 
 def toy(size: int = 16, seed: int = 0, n: int = TOY_IMAGES) -> Tensor:
-    """n drawn images, uint8 (n, 3, size, size): a sky of two colours and confetti in front of it, no two alike.
+    """n drawn landscapes, uint8 (n, 3, size, size): a sky, hills, trees and houses, and texture all over them.
 
-    They have many shapes, because a network memorises only details that it cannot predict: with four shapes per image
-    it memorises nothing in the few minutes of a demonstration. The number of shapes varies, because photographs also
-    differ in how hard they are, and an attack must tell a hard member from an easy non-member.
+    The texture has the spectrum of photographs: the amplitude falls as 1 / frequency. A network memorises only what it
+    cannot predict, and the attack SecMI needs images without empty areas: its walk towards noise begins with the noise
+    that the model sees in the image itself.
     """
     return torch.from_numpy(np.stack([_draw(i, size, seed) for i in range(n)])).permute(0, 3, 1, 2).contiguous()
 
@@ -114,23 +120,66 @@ def toy(size: int = 16, seed: int = 0, n: int = TOY_IMAGES) -> Tensor:
 def _draw(i: int, size: int, seed: int) -> np.ndarray:
     """Image i, uint8 (size, size, 3): a function of these three numbers only."""
     random = np.random.RandomState([seed, i])
-    canvas = 8 * size  # drawn large, then averaged for soft edges
-    hue = random.uniform()
-
-    def colour(dh: float, saturation: float, value: float) -> tuple[int, ...]:
-        return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb((hue + dh) % 1, saturation, value))
-
-    sky = Image.linear_gradient("L").resize((1, canvas))
-    sky = ImageOps.colorize(sky, colour(0, 0.6, random.uniform(0.3, 0.6)), colour(0.1, 0.35, random.uniform(0.8, 1)))
-    image = sky.resize((canvas, canvas), Image.Resampling.NEAREST)
+    n = 4 * size  # drawn large, then averaged for soft edges
+    high, low = SKIES[random.randint(len(SKIES))]
+    horizon = random.uniform(0.3, 0.75)
+    height = np.minimum(np.linspace(0, 1 / horizon, n), 1)[:, None, None]
+    sky = high + (np.array(low) - high) * height
+    clouds = np.clip(_noise(random, n, 1.6) - random.uniform(0, 1.5), 0, 1.5) / 1.5
+    sky = sky + 0.9 * clouds * (235 - sky)
+    image = Image.fromarray(np.clip(sky, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
-    for _ in range(random.randint(4, 29)):
-        corners = random.choice([3, 4, 6, 48])  # 48: nearly a circle
-        x, y = random.uniform(size=2) * canvas
-        radius, turn = random.uniform(0.06, 0.2) * canvas, random.uniform(0, 2 * math.pi)
-        reach = [1, 0.5] if random.uniform() < 0.3 else [1]  # a star: every other corner is nearer to the centre
-        angle = turn + 2 * math.pi * np.arange(corners * len(reach)) / (corners * len(reach))
-        r = radius * np.tile(reach, corners)
-        points = np.stack([x + r * np.cos(angle), y + r * np.sin(angle)], axis=1).ravel().tolist()
-        draw.polygon(points, fill=colour(random.uniform(0.25, 0.75), random.uniform(0.5, 0.9), random.uniform(0.6, 1)))
-    return np.asarray(image.reduce(8))
+    if random.uniform() < 0.4:
+        x, y, r = random.uniform(0, n), random.uniform(0, horizon) * n, random.uniform(0.05, 0.12) * n
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=_between(random, (255, 240, 200), (250, 190, 110)))
+    hills = random.randint(1, 4)
+    for hill in range(1, hills + 1):  # from the farthest, which is paler, to the nearest
+        waves = [(random.uniform(-0.06, 0.06), random.uniform(0.7, 1.3), random.uniform(0, 1)) for _ in range(3)]
+        x = np.arange(n + 1)
+        wave = sum(a / (k + 1) * np.sin(2 * math.pi * (2**k * f * x / n + p)) for k, (a, f, p) in enumerate(waves))
+        edge = n * (wave + horizon + 0.8 * (1 - horizon) * (hill - 1) / hills)
+        ground = np.array(HILLS[random.randint(len(HILLS))])
+        ground = random.uniform(0.8, 1.15) * (ground + (np.array(low) - ground) * 0.45 * (1 - hill / hills))
+        fill = tuple(np.clip(ground, 0, 255).astype(int).tolist())
+        draw.polygon([(0, n), *zip(x.tolist(), edge.tolist(), strict=True), (n, n)], fill=fill)
+        for _ in range(random.randint(4)):
+            x = random.uniform(0, n)
+            y, h = edge[int(x)] + random.uniform(0, 0.08) * n, random.uniform(0.08, 0.3) * n
+            _object(random, draw, x, y, h * (0.6 + 0.4 * hill / hills))
+    light = TEXTURE * (_noise(random, size, 1) + CHROMA * _noise(random, size, 1, 3))
+    return np.clip(np.asarray(image.reduce(4)) * np.exp(light), 0, 255).round().astype(np.uint8)
+
+
+TEXTURE, CHROMA = 0.25, 0.33  # how strong the texture is, and how much of it is in colour
+
+
+def _object(random: np.random.RandomState, draw: ImageDraw.ImageDraw, x: float, y: float, h: float) -> None:
+    """A fir, a leafy tree or a house of height h that stands at (x, y)."""
+    kind = random.randint(3)
+    if kind == 0:
+        draw.polygon(
+            [(x - 0.3 * h, y), (x + 0.3 * h, y), (x, y - h)], fill=_between(random, (25, 60, 35), (70, 110, 50))
+        )
+    elif kind == 1:
+        draw.rectangle((x - 0.05 * h, y - 0.5 * h, x + 0.05 * h, y), fill=(70, 50, 35))
+        crown = (x - 0.32 * h, y - h, x + 0.32 * h, y - 0.35 * h)
+        draw.ellipse(crown, fill=_between(random, (50, 90, 40), (170, 110, 50)))
+    else:
+        w = random.uniform(0.25, 0.45) * h
+        draw.rectangle((x - w, y - 0.6 * h, x + w, y), fill=_between(random, (230, 220, 200), (170, 110, 90)))
+        roof = [(x - 1.2 * w, y - 0.6 * h), (x + 1.2 * w, y - 0.6 * h), (x, y - h)]
+        draw.polygon(roof, fill=_between(random, (150, 60, 50), (80, 70, 70)))
+
+
+def _between(random: np.random.RandomState, one: tuple, other: tuple) -> tuple[int, ...]:
+    share = random.uniform()
+    return tuple(int(a + (b - a) * share) for a, b in zip(one, other, strict=True))
+
+
+def _noise(random: np.random.RandomState, size: int, slope: float, channels: int = 1) -> np.ndarray:
+    """(size, size, channels), with mean 0 and standard deviation 1: its amplitude falls as 1 / frequency^slope."""
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
+    frequency[0, 0] = np.inf
+    wave = random.normal(size=(2, channels, *frequency.shape))
+    noise = np.fft.irfft2((wave[0] + 1j * wave[1]) / frequency**slope, (size, size))
+    return (noise / noise.std(axis=(1, 2), keepdims=True)).transpose(1, 2, 0)

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -143,3 +143,19 @@ def read_kept(path: Path, key: str) -> dict[str, np.ndarray]:
         arrays = {name: file[name] for name in file.files if name != "key"}
         return arrays if file["key"] == key_of(key, *arrays.values()) else {}
     return {}
+
+
+def kept(path: Path, make: Callable[[], np.ndarray], *depends: bytes | str | np.ndarray | Path) -> np.ndarray:
+    """The array that `make` makes, kept in `path` until something changes that it depends on.
+
+    Where several processes want it at once, one makes it and the others wait.
+    """
+    key = key_of(*depends)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(path, wait=True):
+        found = read_kept(path, key)
+        if not found:
+            found = {"array": make()}
+            keep(path, key, **found)
+    return found["array"]

@@ -27,6 +27,7 @@ from tools import forked  # noqa: E402
 
 torch.set_num_threads(1)  # the networks here are small: more threads would wait for each other
 data._draw = functools.cache(data._draw)  # most tests draw the same images
+data.kept = lambda path, make, *depends: make()  # and keep none: a test draws as many as it needs
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from PIL import Image
 
 import data
 import fid
-from lab import datasets, hardware
+from lab import datasets, files, hardware
 from lab.files import BadInput
 
 # --- the index split ---
@@ -662,5 +662,51 @@ def test_toy_images_are_all_different():
     assert distance.min() > 2  # of 768 values in [-1, 1]; two random images are about 20 apart
 
 
-def test_load_names_the_datasets():
-    assert torch.equal(data.load("toy", None, 16, seed=2)[:2], data.toy(16, seed=2, n=2))
+def test_toy_images_have_the_spectrum_of_photographs(real_images):
+    """Amplitudes fall about as 1 / frequency, by half for each doubling; and no image is mostly flat."""
+
+    def slope_of(images):
+        grey = data.to_float(images).mean(1)
+        amplitude = torch.fft.fft2(grey - grey.mean((1, 2), keepdim=True)).abs().square().mean(0).sqrt()
+        f = torch.hypot(torch.fft.fftfreq(16)[:, None], torch.fft.fftfreq(16)[None])
+        ring = [amplitude[(f > low) & (f <= 2 * low)].mean().log2().item() for low in (0.06, 0.12, 0.24)]
+        return np.mean(np.diff(ring))
+
+    drawn = data.toy(16, n=200)
+    photographs = data.load("cifar10", str(real_images), 16, 0)[:200]
+    assert slope_of(drawn) == pytest.approx(slope_of(photographs), abs=0.5) and -1.7 < slope_of(drawn) < -0.6
+    squares = drawn.float().mean(1).unfold(1, 4, 4).unfold(2, 4, 4).flatten(3)
+    assert (squares.std(3).flatten(1).median(1).values > 4).all(), "half of all squares of 4x4 pixels have texture"
+
+
+def test_there_are_enough_toy_images_for_references_and_they_are_drawn_once(tmp_path, monkeypatch):
+    """The file is good for this seed, this size and this code alone, and a damaged one is drawn anew."""
+    monkeypatch.setattr(data, "kept", files.kept)
+    drawn = []
+
+    def few(size, seed):
+        drawn.append((size, seed))
+        return data.toy_as_it_is(size, seed, n=3)
+
+    monkeypatch.setattr(data, "toy_as_it_is", data.toy, raising=False)
+    monkeypatch.setattr(data, "toy", few)
+    first = data.load("toy", str(tmp_path / "new"), 16, 0)
+    assert torch.equal(data.load("toy", str(tmp_path / "new"), 16, 0), first) and drawn == [(16, 0)]
+    path = tmp_path / "new" / "toy-16-0.npz"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert torch.equal(data.load("toy", str(tmp_path / "new"), 16, 0), first) and drawn == [(16, 0)] * 2
+    path.rename(tmp_path / "new" / "toy-16-1.npz")
+    assert not torch.equal(data.load("toy", str(tmp_path / "new"), 16, 1), first) and drawn[2:] == [(16, 1)]
+    edited = tmp_path / "data.py"
+    edited.write_text("# an exercise")
+    monkeypatch.setattr(data, "__file__", str(edited))
+    data.load("toy", str(tmp_path / "new"), 16, 1)
+    assert drawn[3:] == [(16, 1)] and data.TOY_IMAGES >= 4096
+    (tmp_path / "file").touch()
+    assert torch.equal(data.load("toy", str(tmp_path / "file"), 16, 0), first), "where nothing can be kept, it is drawn"
+
+
+def test_load_names_the_datasets(monkeypatch):
+    draw = data.toy
+    monkeypatch.setattr(data, "toy", lambda size, seed: draw(size, seed, n=2))
+    assert torch.equal(data.load("toy", None, 16, seed=2), draw(16, seed=2, n=2))

@@ -54,7 +54,7 @@ TINY = ("--members", 8, "--steps", 3)
 
 @pytest.fixture(autouse=True)
 def few_toy_images(monkeypatch):
-    """Draw 80 toy images, not 1,024, in this process."""
+    """Draw 80 toy images, not 4,096, in this process."""
     draw = data.toy
     monkeypatch.setattr(data, "toy", lambda size, seed: draw(size, seed, n=80))
 

@@ -158,7 +158,7 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
                         its = {"model": release, "attack": attack, "seed": run.seed}
                         over_t += [its | {"t": t, "auc": metrics.auc(one, other)} for t, one, other in each]
                 results += table.add(rows)
-    closing = ["", *tables.overview(results)]
+    closing = ["", *tables.overview(results), *tables.beside_the_paper(runs, results)]
     print(*closing, sep="\n")
     if args.print_only:
         return

@@ -208,6 +208,24 @@ def test_secmi_is_judged_with_its_published_sign_too(tmp_path, monkeypatch, smal
     assert "steps: all 3, A 2, B 3; DualMD's pipeline" in capsys.readouterr().out
 
 
+def test_the_papers_table_beside_ours(tmp_path, monkeypatch, small):
+    make_run(tmp_path, small, ["all", "distill-cross"])
+    monkeypatch.setattr(metrics, "RESAMPLES", 2)
+    call(monkeypatch, "--run", tmp_path, "--attack", "secmi", "--grid", 20, "--print-only")
+    runs, names = [EvaluatedRun(tmp_path, evaluate_args())], ("undefended", "DistillMD")
+    rows = [
+        {"model": model, "attack": attack, "protocol": protocol, "t": (t, t), "auc": auc, "tpr_at_1": auc / 2}
+        for attack, much in (("secmi", 0.3), ("secmi, published sign", 0), ("secmi-ref", 0.2))
+        for protocol, t, auc in (("published", 100, 0.4 + much), ("adaptive", 20, 0.6 + much))
+        for model, auc in zip(names, (auc, auc - 0.2), strict=True)
+    ]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.beside_the_paper(runs, rows)[1:]]
+    assert lines[2][:3] == ["the paper, CIFAR-10", "0.93", "0.59"] and len(lines) == 2 + 4 + 2
+    assert lines[6] == ["ours, toy, t = 100", "0.40", "0.20", "0.20", "0.10", "8x8", "12", "3"]
+    assert lines[7] == ["ours, toy, t picked", "0.60", "0.40", "0.30", "0.20", "8x8", "12", "3"]
+    assert tables.beside_the_paper(runs, [row for row in rows if row["model"] == "undefended"]) == []
+
+
 def test_a_flipped_sign_is_marked():
     rows = [
         {"attack": attack, "model": model, "protocol": "adaptive", "auc": 0.7, "sign": sign}

@@ -174,8 +174,8 @@ RULES = {
         "sha256": str,
     },
     "settings": {"preset": str, "seed": SEED, "members": COUNT, "steps": COUNT, "batch": COUNT, "lr": (0.0, 10.0)}
-    | {"warmup": COUNT, "cosine": bool, "ema": FRACTION, "flip": bool, "member_split": str | None}
-    | {"teachers": str | None, "targets": ("noise", "cross", "average")},
+    | {"warmup": COUNT, "cosine": bool, "ema": FRACTION, "flip": bool, "bfloat16": bool}
+    | {"member_split": str | None, "teachers": str | None, "targets": ("noise", "cross", "average")},
     "schedule": {"T": range(1, 10**5), "beta_1": (1e-9, 0.999), "beta_T": (1e-9, 0.999)},
     "unet": {"ch": range(2, 4097, 2), "mult": [range(1, 65)], "attn": [range(8)], "blocks": range(1, 17)}
     | {"dropout": (0.0, 0.99), "groups": range(1, 4097)},

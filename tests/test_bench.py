@@ -74,6 +74,12 @@ def test_bfloat16_is_measured_only_where_it_is_faster(monkeypatch, faster):
     found = {(row["what"], row["who"], row["precision"]) for row in rows}
     assert (("training", "peer", "bfloat16") in found) is faster and ("training", "peer", "float32") in found
     assert ("sampling", bench.OURS, "bfloat16" if faster else "float32") in found
+    assert ("training", bench.OURS, "float32") in found, "as its preset says"
+    large = {
+        (row["what"], row["who"], row["precision"])
+        for row in bench.rows_of("cifar10", [], argparse.Namespace(device=CPU))
+    }
+    assert ("training", bench.OURS, "bfloat16" if faster else "float32") in large
     assert ("pia", bench.OURS, "float32") in found and ("pia", bench.OURS, "bfloat16") not in found
 
 

@@ -90,7 +90,8 @@ def scene(tmp_path_factory):
         for preset, ch, groups in (("tiny", 8, 4), ("cifar10", 32, 32)):
             small = UNetConfig(ch=ch, mult=(1, 1), attn=(), blocks=1, dropout=0.0, groups=groups)
             patch.setitem(train.PRESETS, preset, train.PRESETS[preset] | {"unet": small})
-        inception = types.SimpleNamespace(weights="eyes 01234567", sha256="01234567")
+        inception = types.SimpleNamespace(weights="eyes 01234567", sha256="01234567", classifies=False)
+        inception.classify = lambda features: features
         patch.setattr(fid, "load", lambda *args: inception)
         patch.setattr(fid, "features", lambda network, images: images[:, :, ::4, ::4].flatten(1).float())
         for module, name in ((reproduce, "run_all"), (bench, "measure"), (growth, "points")):

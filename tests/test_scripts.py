@@ -402,6 +402,24 @@ def test_flips_are_left_to_right_and_half_of_all(tmp_path, monkeypatch):
     assert len(flipped) == 128 and 32 < sum(flipped) < 96
 
 
+@pytest.mark.parametrize("lower", [False, True])
+def test_small_networks_are_trained_in_float32(tmp_path, monkeypatch, lower):
+    """Also where bfloat16 is faster: the preset decides."""
+    assert not train.PRESETS["tiny"]["train"]["bfloat16"] and train.PRESETS["cifar10"]["train"]["bfloat16"]
+    monkeypatch.setitem(train.PRESETS["tiny"]["train"], "bfloat16", lower)
+    seen = []
+
+    def loss(*args, f=train.training_loss):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return f(*args)
+
+    monkeypatch.setattr(train, "training_loss", loss)
+    for faster in (True, False):
+        monkeypatch.setattr(train, "bfloat16_is_faster", lambda device, faster=faster: faster)
+        call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--steps", 1, "--restart")
+    assert seen == [lower, False]
+
+
 def test_gradients_are_clipped(tmp_path, monkeypatch):
     norms = []
     step = torch.optim.Adam.step

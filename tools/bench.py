@@ -107,7 +107,8 @@ def rows_of(preset: str, peers: list[str], args: Namespace) -> list[dict]:
     """The rows of the table, still without numbers."""
     its, rows = precisions(args.device), []
     for what in ("training", "sampling", *T):
-        who = [(OURS, its[-1] if what in ("training", "sampling") else "float32")]
+        lower = what == "sampling" or (what == "training" and train.PRESETS[preset]["train"]["bfloat16"])
+        who = [(OURS, its[-1] if lower else "float32")]
         if peers and what in ("training", "sampling", "pia"):
             who += itertools.product([PLAIN, *peers], its)
         rows += [{"preset": preset, "what": what, "who": one, "precision": precision} for one, precision in who]

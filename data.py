@@ -104,6 +104,7 @@ SKIES = [  # the colours above, and at the horizon
     ((70, 120, 190), (190, 215, 235)), ((40, 60, 120), (235, 150, 100)), ((120, 130, 140), (200, 205, 205)),
     ((20, 30, 60), (90, 100, 130)), ((90, 150, 210), (225, 225, 200)),
 ]  # fmt: skip
+TEXTURE, CHROMA = 0.2, 0.4  # how strong the texture is, and how strong its colours are beside its light
 HILLS = [(70, 105, 50), (110, 120, 60), (150, 130, 90), (95, 80, 60), (185, 170, 130), (60, 85, 70), (200, 205, 210)]
 
 
@@ -148,9 +149,6 @@ def _draw(i: int, size: int, seed: int) -> np.ndarray:
             _object(random, draw, x, y, h * (0.6 + 0.4 * hill / hills))
     light = TEXTURE * (_noise(random, size, 1) + CHROMA * _noise(random, size, 1, 3))
     return np.clip(np.asarray(image.reduce(4)) * np.exp(light), 0, 255).round().astype(np.uint8)
-
-
-TEXTURE, CHROMA = 0.25, 0.33  # how strong the texture is, and how much of it is in colour
 
 
 def _object(random: np.random.RandomState, draw: ImageDraw.ImageDraw, x: float, y: float, h: float) -> None:

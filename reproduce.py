@@ -20,7 +20,7 @@ from lab.hardware import paper_scale
 from lab.jobs import Job, run_all
 
 # members and steps of train.py's presets: models of another study in --run are noticed by them
-SIZES = {"tiny": (128, 1200), "small": (512, 9600), "cifar10": (None, 780_000)}
+SIZES = {"tiny": (128, 1300), "small": (512, 9600), "cifar10": (None, 780_000)}
 
 
 def main() -> None:

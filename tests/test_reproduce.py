@@ -42,7 +42,7 @@ def test_the_commands_can_be_run_one_by_one(tmp_path):
     lines = [str(job).replace(str(tmp_path), "RUN") for job in jobs]
     tail = "--dataset toy --device cpu"
     into = "--run RUN/seed-1 --snapshots 8"
-    size = "--preset tiny --members 128 --steps 1200 --seed 1"
+    size = "--preset tiny --members 128 --steps 1300 --seed 1"
     for split in ("all", "A", "B"):
         assert f"python train.py --split {split} {into} {size} {tail}" in lines
     for targets in ("cross", "average"):
@@ -107,17 +107,17 @@ def test_sizes_and_devices(tmp_path):
         assert (its["members"], its["train"]["steps"]) == (members, steps)
     real = {"dataset": "cifar10", "data_dir": "d"}
     for changes, expected in (
-        (real, "--preset tiny --members 128 --steps 1200 --seed 0 --dataset cifar10 --data-dir d --device cpu"),
+        (real, "--preset tiny --members 128 --steps 1300 --seed 0 --dataset cifar10 --data-dir d --device cpu"),
         (real | {"members": 8, "steps": 3}, "--preset tiny --members 8 --steps 3 --seed 0 --dataset cifar10"),
         (real | {"preset": "cifar10"}, "--preset cifar10 --steps 780000 --seed 0 --dataset cifar10 --data-dir d"),
         (real | {"preset": "small"}, "--preset small --members 512 --steps 9600 --seed 0 --dataset cifar10"),
         (
             real | {"size": 8, "member_split": Path("split.npz")},
-            "--preset tiny --members 128 --steps 1200 --size 8 --member-split split.npz --seed 0",
+            "--preset tiny --members 128 --steps 1300 --size 8 --member-split split.npz --seed 0",
         ),
         (
             {"device": torch.device("cuda")},
-            "--preset tiny --members 128 --steps 1200 --seed 0 --dataset toy --device cuda",
+            "--preset tiny --members 128 --steps 1300 --seed 0 --dataset toy --device cuda",
         ),
     ):
         assert expected in str(study(tmp_path, **changes)[0])

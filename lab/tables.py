@@ -86,6 +86,12 @@ def heading(names: Sequence[str], widths: Sequence[int]) -> list[str]:
     return [line(names, widths), line(["-" * width for width in widths], widths)]
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table whose cells are all known; its first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [*heading(rows[0], widths), *(line(row, widths) for row in rows[1:])]
+
+
 def cell(rows: list[dict], key: str, form: str) -> str:
     """A value of several runs: their mean, and with some forms their range, or a single run's 95 % interval."""
     values = [row[key] for row in rows]
@@ -125,13 +131,13 @@ def overview(rows: list[dict]) -> list[str]:
             signs.setdefault((row["attack"], row["model"]), set()).update(row["sign"])
     means = {attack: {release: float(np.mean(its[release])) for release in its} for attack, its in aucs.items()}
     releases = list(dict.fromkeys(row["model"] for row in rows))
-    widths = [21, *map(len, releases)]
-    lines = heading(["adaptive AUC", *releases], widths)
+    table = [["adaptive AUC", *releases]]
     for attack, its in means.items():
         cells = [f"{its[name]:.3f} {sign_of(signs[attack, name])}".strip() if name in its else "–" for name in releases]
-        lines.append(line([attack, *cells], widths))
+        table.append([attack, *cells])
     strongest = [max(means, key=lambda attack: means[attack].get(name, 0)) for name in releases]
-    return [*lines, line(["strongest", *strongest], widths)]
+    best = [f"{attack} {means[attack][name]:.3f}" for attack, name in zip(strongest, releases, strict=True)]
+    return aligned([*table, ["strongest", *best]])
 
 
 # SecMI's AUCs in the paper (arXiv 2410.16657): undefended and DistillMD. Its TPR at 1 % FPR is 0.02 to 0.03 after.
@@ -150,11 +156,10 @@ def beside_the_paper(runs: list[EvaluatedRun], rows: list[dict]) -> list[str]:
     if {row["model"] for row in kept} != set(names) or not first.settings["steps"]:
         return []
     columns = "SecMI, published sign", "AUC: undefended", "DistillMD", "TPR@1%: undefended", "DistillMD"
-    columns, widths = (*columns, "images", "members", "steps"), (33, 15, 9, 18, 12, 6, 7, 7)
-    lines = heading(columns, widths)
+    table = [[*columns, "images", "members", "steps"]]
     for dataset, aucs in PAPER.items():
-        cells = f"{aucs[0]:.2f}", f"{aucs[1]:.2f}", "–", "0.02 to 0.03", "", "", "780,000"
-        lines.append(line([f"the paper, {dataset}", *cells], widths))
+        cells = f"{aucs[0]:.2f}", f"{aucs[1]:.2f}", "–", "0.02 to 0.03", "–", "–", "780,000"
+        table.append([f"the paper, {dataset}", *cells])
     size = f"{first.dataset['size']}x{first.dataset['size']}"
     about = size, f"{len(first.split.members):,}", f"{first.settings['steps']:,}"
     for protocol, which in (("published", "t = {}"), ("adaptive", "t picked")):
@@ -163,8 +168,8 @@ def beside_the_paper(runs: list[EvaluatedRun], rows: list[dict]) -> list[str]:
             by = {name: [row for row in kept if (row["model"], row["protocol"]) == (name, protocol)] for name in names}
             cells += [cell(by[name], key, form) for name in names]
         t = by["undefended"][0]["t"][0]
-        lines.append(line([f"ours, {first.dataset['name']}, {which.format(t)}", *cells, *about], widths))
-    return ["", *lines]
+        table.append([f"ours, {first.dataset['name']}, {which.format(t)}", *cells, *about])
+    return ["", *aligned(table)]
 
 
 def print_models(roots: list[Path]) -> None:
@@ -184,5 +189,4 @@ def print_models(roots: list[Path]) -> None:
     if not paths:
         raise BadInput(f"no trained model in {', '.join(map(str, roots))}: train one (python train.py --split A)")
     names = "model", "dataset", "images", "trained on", "members", "steps", "seed", "parameters", "kB"
-    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-    print(*heading(names, widths), *(line(row, widths) for row in rows), *unreadable, sep="\n")
+    print(*aligned([names, *rows]), *unreadable, sep="\n")

@@ -39,8 +39,8 @@ QUICK |= {"flip": False, "bfloat16": False}
 LONG = {"steps": 780_000, "batch": 128, "lr": 2e-4, "warmup": 5000, "cosine": False, "ema": 0.9999}
 LONG |= {"flip": True, "bfloat16": True}
 PRESETS = {
-    # Minutes on a laptop: few small images, and a small network, which memorises them in the fewest seconds. Six channels
-    # a group: with fewer, group norms hide more of how noisy the input is, and SecMI works at fewer timesteps.
+    # Minutes on a laptop: few small images, and a small network, which memorises them in the fewest seconds. It has six
+    # channels a group: with fewer, group norms hide more of how noisy the input is, and SecMI works at fewer timesteps.
     "tiny": {"unet": SMALL, "size": 16, "members": 128, "train": QUICK},
     # Hours on a laptop: the same network, twice as many images, and of CIFAR-10's own size.
     "small": {"unet": SMALL, "size": 32, "members": 512, "train": QUICK | {"steps": 9600}},

@@ -729,7 +729,7 @@ REFUSALS = {
     "reproduce.py --attack pia pai": "argument --attack: invalid choice: 'pai' .*",
     "reproduce.py --seeds 0": "argument --seeds: 0 is not a whole number from 1 .*",
     "train.py --split A --dataset toy --member-split cut": "--member-split cut: not an .npz file .*",
-    "train.py --split A --dataset toy --export x.pt": r"--export: this preset has GroupNorm\(8\), pytorch-ddpm's .*",
+    "train.py --split A --dataset toy --export x.pt": r"--export: this preset has GroupNorm\(4\), pytorch-ddpm's .*",
     "train.py --split A --dataset toy --size 18": "--size 18: must be at most 1024, and a multiple of 4, .*",
     "train.py --split A --dataset stl10 --data-dir pictures": "--data-dir pictures: no stl10_binary/unlab.* in it; .*",
     "train.py --split A --dataset tiny-imagenet --data-dir pictures": "--data-dir pictures: no tiny-ima.* in it; .*",

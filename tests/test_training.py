@@ -71,7 +71,7 @@ def test_a_training_that_was_saved_before_its_first_step(tmp_path):
         ("state__step", None, "is damaged"),
         ("state", NESTED, "is damaged"),
         ("settings__lr", NESTED, "is damaged"),
-        ("settings__lr", 7.0, "was trained with lr = 7.0, not 0.001: --restart begins anew, --run names another"),
+        ("settings__lr", 7.0, "was trained with lr = 7.0, not 0.002: --restart begins anew, --run names another"),
         ("split__a", example().split.a.flip(0), "was trained with split = .*, not "),
         ("unet", None, "is damaged"),
         ("weights__head.bias", torch.full((32,), float("nan")), "is damaged .*head.bias is not finite"),

@@ -77,10 +77,8 @@ def over(path: Path, x: str, rows: Sequence[dict]) -> None:
                 low, mean, high = ([f(aucs[one]) for one in at] for f in (min, np.mean, max))
                 ax.plot(at, mean, color=colour, linestyle=dashes, marker="o", markersize=3, label=release)
                 ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-        if ax.get_ylim()[0] < 0.45:
-            ax.axhspan(ax.get_ylim()[0], 0.5, color="#999999", alpha=0.15, linewidth=0)
-        ax.set(xlabel=x, title=attack)
-        ax.margins(y=0.02)
+        ax.axhspan(0, 0.5, color="#999999", alpha=0.15, linewidth=0)
+        ax.set(xlabel=x, title=attack, ylim=(0, 1.02))
     axes[0, 0].set_ylabel("AUC, published sign")
     save(figure, path)
 

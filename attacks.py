@@ -189,7 +189,7 @@ def gradient_norms(
 
     There is one norm for each of the model's P weight tensors. Training makes these gradients small on the training
     images, and more so in some layers. One draw of the noise, from `generator`. The gradients of `chunk` images are in
-    memory at a time: chunk x parameters x 4 bytes (50 MB for the tiny preset, 2.3 GB for the cifar10 preset), besides
+    memory at a time: chunk x parameters x 4 bytes (28 MB for the tiny preset, 2.3 GB for the cifar10 preset), besides
     the network's activations.
     """
     weights = {name: weight.detach() for name, weight in model.named_parameters()}

@@ -3,7 +3,7 @@
     python evaluate.py --attack pia        python evaluate.py --memorization        python evaluate.py --fid
     python evaluate.py --list              python evaluate.py --checkpoint FILE --member-split NPZ --attack pia
 
-It prints a table and writes it into the run's directory, with figures: table.md, results.json, *.json, *.png.
+It prints a table and writes it into the run's directory, with figures: table.md, {results,steps,t}.json, *.png.
 With several runs, which differ in their seed, it gives the mean and the range over them. An AUC of 0.5 is a coin toss,
 an AUC of 1 is a certain attacker. metrics.py explains the two protocols. If there is a reference model, each attack is
 made a second time with it, as ATTACK-ref. --memorization attacks no model: each model generates images, and
@@ -36,7 +36,6 @@ from lab.releases import COMBINATIONS, RELEASES, EvaluatedRun, require_comparabl
 PUBLISHED_T = dict.fromkeys(attacks.HOLDS, 200) | {"secmi": 100, "secmi_nn": 100}
 # the adaptive attacker chooses; small ones for SecMI and small networks. DualMD's A answers at four, B at the others
 GRID = [20, 30, 50, 100, 150, 200, 250, 300]
-KEPT_SIGN = "published sign"  # SecMI is judged a second time, by an attacker who may not flip it
 
 
 def parse_args() -> Namespace:
@@ -127,7 +126,7 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
     grid = {attack: sorted({*args.grid, t}) for attack, t in fixed.items()}
 
     table = tables.membership(runs, inception.weights if inception else None)
-    results, curves, histograms, over_t = [], {}, {}, []
+    results, curves, histograms = [], {}, {}
     for release in RELEASES:
         attacked = [run for run in runs if release in run.releases]
         possible = {attack: grid[attack] for attack in chosen if attacks.HOLDS[attack] in RELEASES[release].gives}
@@ -138,34 +137,32 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
         for attack in possible:
             ways = [(attack + ("-ref" if calibrate else ""), calibrate, True) for calibrate in calibrations]
             if attack == "secmi":
-                ways.insert(1, (f"secmi, {KEPT_SIGN}", False, False))
+                ways.insert(1, (tables.KEPT_SIGN, False, False))
             for label, calibrate, flips in ways:
                 rows = []
                 for run, its_cost, its_scores in zip(attacked, costs, scores[calibrate], strict=True):
                     found = {"model": release, "attack": label, "holds": attacks.HOLDS[attack]} | its_cost
+                    its = *its_scores[attack], grid[attack], fixed[attack]
                     try:
-                        pair = its_scores[attack]
-                        judged, curve, shown = judge(attack, *pair, grid[attack], fixed[attack], args, flips)
+                        judged, curve, pair = judge(attack, *its, args, flips)
                     except ValueError as error:
                         raise BadInput(f"{label} on {release} of {run.path}: {error}") from error
                     rows += [found | one for one in judged]
-                    if not flips:
-                        continue
-                    curves.setdefault((label, release), []).append(curve)
-                    histograms.setdefault((label, release), shown)
-                    if label in attacks.HOLDS and label not in attacks.FEATURES:
-                        each = zip(grid[attack], *(scores.numpy() for scores in pair))  # first the rows of rule "max"
-                        its = {"model": release, "attack": attack, "seed": run.seed}
-                        over_t += [its | {"t": t, "auc": metrics.auc(one, other)} for t, one, other in each]
+                    if flips:
+                        curves.setdefault((label, release), []).append(curve)
+                        histograms.setdefault((label, release), pair)
                 results += table.add(rows)
     closing = ["", *tables.overview(results), *tables.beside_the_paper(runs, results)]
     print(*closing, sep="\n")
     if args.print_only:
         return
 
-    cheap = {attack: t for attack, t in fixed.items() if attack in ("loss", "pia")}
+    scored = {attack: ts for attack, ts in grid.items() if attack not in attacks.FEATURES}
+    cheap = {attack: [fixed[attack]] for attack in scored if attack in ("loss", "pia")}
     own = [] if args.checkpoint else runs  # what lies beside the scores of another's model is not of that model
-    steps = [row for run in own for row in over_steps(run, cheap)]
+    steps = [row for run in own for at in [*snapshots_of(run), run] for row in published_aucs(at, cheap)]
+    steps = [row for row in steps if row["model"] not in ("DualMD unmixed", "DualMD leaked")]
+    over_t = [row for run in runs for row in published_aucs(run, scored)]
     over = {"steps.json": steps, "t.json": over_t}
     reports.write(out, {"table.md": table.lines + closing, "results.json": results} | over)
     figures.roc_curves(out / "roc.png", curves)
@@ -242,16 +239,21 @@ def summary(protocol: str, picks: list[tuple[int, int]], rules: list[str], resul
     }
 
 
-def over_steps(run: EvaluatedRun, fixed: dict[str, int]) -> list[dict]:
-    """The published protocol's AUCs of the models at each snapshot (train.py --snapshots) and at the end."""
+def snapshots_of(run: EvaluatedRun) -> list[EvaluatedRun]:
+    """The models of a run as they were at each snapshot (train.py --snapshots)."""
+    return [EvaluatedRun(path, run.args, run.images) for path in snapshots(run.path)]
+
+
+def published_aucs(run: EvaluatedRun, wanted: dict[str, list[int]]) -> list[dict]:
+    """The published protocol's AUC of each wanted attack at each of its timesteps, on each release of a run."""
     rows = []
-    for at in [*(EvaluatedRun(path, run.args, run.images) for path in snapshots(run.path)), run]:
-        for release in [name for name in at.releases if name not in ("DualMD unmixed", "DualMD leaked")]:
-            for attack, t in fixed.items():
-                (members,), (nonmembers,) = at.scores(release, {attack: [t]})[attack]
-                row = {"model": release, "attack": attack, "protocol": "published", "t": [t]}
-                row |= {"auc": metrics.auc(members.numpy(), nonmembers.numpy())}
-                rows.append(row | {"steps": at.first.settings["steps"], "seed": at.seed})
+    for release in run.releases:
+        possible = {attack: ts for attack, ts in wanted.items() if attacks.HOLDS[attack] in RELEASES[release].gives}
+        for attack, sides in run.scores(release, possible).items():
+            its = {"model": release, "attack": attack, "protocol": "published"}
+            its |= {"steps": run.first.settings["steps"], "seed": run.seed}
+            for t, *pair in zip(wanted[attack], *(side.numpy() for side in sides)):  # of two models, by rule "max"
+                rows.append(its | {"t": t, "auc": metrics.auc(*pair)})
     return rows
 
 

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -215,17 +215,21 @@ def require_comparable(runs: Sequence[EvaluatedRun]) -> None:
             raise BadInput(f"--run: {run.path} and {runs[0].path} differ ({found}): evaluate each by itself")
 
 
+def attacker_at(attack: str, t: int, generator: torch.Generator) -> Callable[[EpsModel, NoiseSchedule, Tensor], Tensor]:
+    """An attack at a timestep, or what it learns from. Its noise, if it draws any, comes from `generator`."""
+    function = attacks.FEATURES.get(attack) or getattr(attacks, attack)
+    noise = {"generator": generator} if "generator" in inspect.signature(function).parameters else {}
+    return functools.partial(function, t=t, **noise)
+
+
 def attack_scores(
     eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, calls: list[tuple[str, int]], args: Namespace, name: str
 ) -> dict[tuple[str, int], Tensor]:
     """The scores (N,) of uint8 images x0 (N, 3, H, W) for each call (attack, t). All models get the same noise."""
     attackers, parts = {}, {call: [] for call in calls}
     for attack, t in calls:
-        function = attacks.FEATURES.get(attack) or getattr(attacks, attack)
-        attackers[attack, t] = functools.partial(function, t=t)
-        if "generator" in inspect.signature(function).parameters:
-            generator = torch.Generator().manual_seed(seed_for(args.seed, "attack", attack, t))
-            attackers[attack, t].keywords["generator"] = generator
+        generator = torch.Generator().manual_seed(seed_for(args.seed, "attack", attack, t))
+        attackers[attack, t] = attacker_at(attack, t, generator)
     batches = x0.split(args.batch)
     bar = tqdm(total=len(batches) * len(calls), desc=f"attacks on {name}", leave=False)
     with bar, hardware.on_all_cores(eps_model, args.device) as spread:

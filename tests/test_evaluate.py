@@ -115,7 +115,11 @@ def test_each_release_is_attacked_through_its_own_models(tmp_path, monkeypatch, 
                 assert row["rule"] == (["max"] if len(names) == 2 else [])
                 assert set(rows[model, label, "adaptive"]["t"]) <= {20, 50, t}
     assert {model for model, name, _ in rows if name == "gsa"} == set(released), "a service keeps its weights"
-    assert {label for _, label, _ in rows} == {*attacks.HOLDS, *(f"{attack}-ref" for attack in attacks.HOLDS)}
+    assert {label for _, label, _ in rows} == {
+        *attacks.HOLDS,
+        *(f"{attack}-ref" for attack in attacks.HOLDS),
+        tables.KEPT_SIGN,
+    }
 
 
 def test_of_two_models_the_adaptive_attacker_tries_the_sum_too(tmp_path, small):

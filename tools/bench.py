@@ -14,7 +14,6 @@ there are cores.
 import contextlib
 import functools
 import importlib
-import inspect
 import io
 import itertools
 import json
@@ -37,11 +36,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-import attacks
 import train
 from dualmd import EpsModel, NoiseSchedule, denoise, training_loss
 from lab import cli, hardware
 from lab.files import atomic_write, in_a_line
+from lab.releases import attacker_at
 from unet import UNet, UNetConfig
 
 EXPECTED = {"tiny": 600, "small": 200, "cifar10": 20}  # images/s on one core; the length of a training follows from it
@@ -232,7 +231,8 @@ def timed(what: str, who: str, precision: str, preset: str, device: torch.device
             return own_training(preset, batch, device, seconds)
     network, eps_model, loss, sample = NETWORKS[who][1](its["unet"], its["size"], device)
     x, schedule = torch.rand(batch, 3, its["size"], its["size"], device=device) * 2 - 1, NoiseSchedule()
-    optimizer, attacker = torch.optim.Adam(network.parameters(), lr=1e-4), attack(what, T[what]) if what in T else None
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    attacker = attacker_at(what, T[what], torch.Generator()) if what in T else None
     network.train(what == "training").requires_grad_(what == "training")
 
     def autocast(n: int) -> torch.autocast:  # on one image the operations are counted, in float32
@@ -254,13 +254,6 @@ def timed(what: str, who: str, precision: str, preset: str, device: torch.device
     rate, flops, memory = repeated(step, batch, device, seconds)
     part = STEPS // MEASURED_STEPS if what == "sampling" else 1
     return rate / part, flops * part, memory
-
-
-def attack(name: str, t: int) -> Callable[[EpsModel, NoiseSchedule, Tensor], Tensor]:
-    """An attack at a timestep, with a generator if it draws noise."""
-    function = attacks.FEATURES.get(name) or getattr(attacks, name)
-    more = {"generator": torch.Generator()} if "generator" in inspect.signature(function).parameters else {}
-    return functools.partial(function, t=t, **more)
 
 
 def learn(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -14,8 +14,9 @@ import torch
 from data import to_float
 from dualmd import NoiseSchedule
 from lab import cli, figures, hardware
+from lab.releases import attacker_at
 from metrics import nearest
-from tools.bench import Measured, apart, attack, learn, machine, repeated, save, this_network
+from tools.bench import Measured, apart, learn, machine, repeated, save, this_network
 from unet import UNet, UNetConfig
 
 CPU, BATCH, SIDE, CH = torch.device("cpu"), 4, 32, 32
@@ -51,7 +52,7 @@ def cost(axis: str, x: int | str) -> Measured:
         model.eval().requires_grad_(False)
         if axis == "timesteps":
             return repeated(lambda n: sample(n, x), BATCH, CPU, seconds=1)
-        attacker, images = attack(x, T.get(x, 200)), to_float(stored)
+        attacker, images = attacker_at(x, T.get(x, 200), torch.Generator()), to_float(stored)
         return repeated(lambda n: attacker(model, NoiseSchedule(), images[:n]), BATCH, CPU, seconds=1)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
 

@@ -1,4 +1,4 @@
-"""The whole study: train the undefended model, A, B and both students, sample from them, attack them, look for copies.
+"""The whole study: train the undefended model, A, B and the student, sample from them, attack them, look for copies.
 
     python reproduce.py
 

@@ -64,8 +64,12 @@ def over(path: Path, x: str, rows: Sequence[dict]) -> None:
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
     if len({row[x] for row in rows}) < 2:
         return  # that is no curve
-    figure, axes = plt.subplots(1, len(attacks), figsize=(4.6 * len(attacks), 3.6), squeeze=False, sharey=True)
-    for ax, attack in zip(axes[0], attacks, strict=True):
+    high = 2 if len(attacks) > 3 else 1
+    wide = -(-len(attacks) // high)
+    figure, axes = plt.subplots(high, wide, figsize=(4 * wide, 3.2 * high + 0.4), squeeze=False, sharey=True)
+    for ax in axes.flat[len(attacks) :]:
+        ax.set_axis_off()
+    for ax, attack in zip(axes.flat, attacks, strict=False):
         ax.axhline(0.5, color="#999999", linewidth=0.8)
         for release, (colour, dashes) in STYLES.items():
             aucs: dict[int, list[float]] = {}
@@ -79,7 +83,8 @@ def over(path: Path, x: str, rows: Sequence[dict]) -> None:
                 ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
         ax.axhspan(0, 0.5, color="#999999", alpha=0.15, linewidth=0)
         ax.set(xlabel=x, title=attack, ylim=(0, 1.02))
-    axes[0, 0].set_ylabel("AUC, published sign")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("AUC, published sign")
     save(figure, path)
 
 

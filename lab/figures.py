@@ -64,9 +64,9 @@ def over(path: Path, x: str, rows: Sequence[dict]) -> None:
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
     if len({row[x] for row in rows}) < 2:
         return  # that is no curve
-    high = 2 if len(attacks) > 3 else 1
-    wide = -(-len(attacks) // high)
-    figure, axes = plt.subplots(high, wide, figsize=(4 * wide, 3.2 * high + 0.4), squeeze=False, sharey=True)
+    tall = 2 if len(attacks) > 3 else 1
+    wide = -(-len(attacks) // tall)
+    figure, axes = plt.subplots(tall, wide, figsize=(4 * wide, 3.2 * tall + 0.4), squeeze=False, sharey=True)
     for ax in axes.flat[len(attacks) :]:
         ax.set_axis_off()
     for ax, attack in zip(axes.flat, attacks, strict=False):

@@ -41,7 +41,7 @@ TARGETS = {
     "lab/datasets.py:published_split": "tests/test_data.py",
     "metrics.py": "course/test_grading.py tests/test_metrics.py tests/test_memorization.py",
     "unet.py": "tests/test_unet.py",
-    "train.py:main new_model train update_average": "tests/test_scripts.py",
+    "train.py:main new_model train learning_rate update_average": "tests/test_scripts.py",
 }
 TESTS = {target.partition(":")[0]: tests.split() for target, tests in TARGETS.items()}
 

@@ -10,6 +10,7 @@ tools/mutants.json: why nobody could notice it ("equivalent"), or why no test ha
 import argparse
 import ast
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -17,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -78,8 +79,9 @@ def main() -> None:
         if not survives(Mutant(file, "", (ROOT / file).read_text()), 600):
             parser.error(f"the tests of {file} fail on the file as it is: {' '.join(TESTS[file])}")
         seconds[file] = 10 + round(4 * (time.monotonic() - began))  # a mutant that takes longer is noticed
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        survived = pool.map(lambda mutant: survives(mutant, seconds[mutant.file]), todo)
+    # processes, not threads: a test that starts a process fails in a fork of a thread
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+        survived = pool.map(survives, todo, [seconds[mutant.file] for mutant in todo])
         survived = list(tqdm(survived, total=len(todo), unit="mutant", smoothing=0))
     alive = {mutant.name for mutant, it_survived in zip(todo, survived, strict=True) if it_survived}
     equivalent = alive & REASONS["equivalent"].keys()

@@ -44,10 +44,16 @@ def test_reasons_are_of_errors_that_are_made():
         assert all(reasons.values())
 
 
+SAME, UNNOTICED = "unet.py:Attention.forward: q -> k (2)", "unet.py:Attention.forward: k -> q"
+
+
+def pretend(mutant, seconds):
+    return mutant.name in ("", SAME, UNNOTICED)
+
+
 def test_the_report_has_each_unnoticed_error_and_its_reason(monkeypatch, capsys):
-    same, unnoticed = "unet.py:Attention.forward: q -> k (2)", "unet.py:Attention.forward: k -> q"
-    monkeypatch.setattr(mutate, "survives", lambda mutant, seconds: mutant.name in ("", same, unnoticed))
-    monkeypatch.setattr(mutate, "REASONS", {"equivalent": {same: "alike"}, "accepted": {}})
+    monkeypatch.setattr(mutate, "survives", pretend)
+    monkeypatch.setattr(mutate, "REASONS", {"equivalent": {SAME: "alike"}, "accepted": {}})
     monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
     monkeypatch.setattr(sys, "argv", ["mutate.py", "unet.py:Attention"])
     made = len(mutate.mutants("unet.py:Attention"))
@@ -55,10 +61,10 @@ def test_the_report_has_each_unnoticed_error_and_its_reason(monkeypatch, capsys)
     report = json.loads(capsys.readouterr().out)
     assert (report["mutants"], report["equivalent"], report["killed"]) == (made, 1, made - 2)
     assert report["score"] == round((made - 2) / (made - 1), 4)
-    assert report["equivalents"] == {same: "alike"} and report["survivors"] == {unnoticed: None}
-    monkeypatch.setattr(mutate, "REASONS", {"equivalent": {same: "alike"}, "accepted": {unnoticed: "rare"}})
+    assert report["equivalents"] == {SAME: "alike"} and report["survivors"] == {UNNOTICED: None}
+    monkeypatch.setattr(mutate, "REASONS", {"equivalent": {SAME: "alike"}, "accepted": {UNNOTICED: "rare"}})
     mutate.main()
-    assert json.loads(capsys.readouterr().out)["survivors"] == {unnoticed: "rare"}
+    assert json.loads(capsys.readouterr().out)["survivors"] == {UNNOTICED: "rare"}
 
 
 @pytest.mark.slow

@@ -248,7 +248,7 @@ def test_an_interrupted_study_ends_at_the_weights_of_its_commands(tmp_path, monk
     assert out.count("# done already") == len(before)
     # a first result, without or with the reference model; an early one, copies, and the table
     assert out.count("| undefended  ") in (1 + 2 + 1 + 2, 2 + 2 + 1 + 2)
-    drawn = {"roc.png", "histograms.png", "steps.png", "samples.png", "memorization.png"}
+    drawn = {"roc.png", "histograms.png", "steps.png", "t.png", "samples.png", "memorization.png"}
     assert {path.name for path in run.glob("*.png")} == drawn
     assert (run / "memorization.md").read_text() in out and (run / "table.md").read_text() in out
     assert f"FID is left out: there is no {tmp_path}/hub/checkpoints/inception_v3_google-0cc3c7bd.pth" in out

@@ -109,11 +109,11 @@ def kill(folder: Path, kills: int, seconds: float, seed: int = 0) -> dict:
 
 
 def fill_disk(folder: Path) -> dict:
-    """Train on a disk of 20 MiB, which has room for one unfinished training (12 MB) and not for two."""
+    """Train on a disk of 12 MiB, which has room for one unfinished training (7 MB) and not for two."""
     command = [*TRAINING, "--steps=12", "--save-every=0", "--run"]
     subprocess.run([*command, folder / "undisturbed"], capture_output=True, check=True)
     script = """
-        mkdir disk && mount -t tmpfs -o size=20m none disk || exit
+        mkdir disk && mount -t tmpfs -o size=12m none disk || exit
         "$@" disk/run 2> error; echo $? > status; cp -r disk/run full
         mount -o remount,size=200m disk
         "$@" disk/run; cp -r disk/run end

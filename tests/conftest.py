@@ -25,6 +25,7 @@ import dualmd  # noqa: E402
 import train  # noqa: E402
 from tools import forked  # noqa: E402
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background, pytest and the scripts ignore it
 torch.set_num_threads(1)  # the networks here are small: more threads would wait for each other
 data._draw = functools.cache(data._draw)  # most tests draw the same images
 data.kept = lambda path, make, *depends: make()  # and keep none: a test draws as many as it needs

@@ -214,19 +214,14 @@ def test_ctrl_c_while_a_command_starts_is_not_lost(monkeypatch):
     context = types.SimpleNamespace(Process=lambda **what: Process(), set_forkserver_preload=lambda modules: None)
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
     monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", lambda: None)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run_all([Job(["python", "train.py"])], cores=1, on_cpu=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        run_all([Job(["python", "train.py"])], cores=1, on_cpu=True)
     assert did == ["start", "terminate", "join"]
 
 
 @pytest.mark.slow
 def test_an_interrupted_study_ends_at_the_weights_of_its_commands(tmp_path, monkeypatch, capsys):
     """The whole study on the toy data, at a size that says nothing, Ctrl-C half-way; then its trainings by hand."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest in a shell's background would be deaf to it
     run, size = tmp_path / "study", "--members 8 --steps 4 --snapshots 2".split()
     command = [sys.executable, ROOT / "reproduce.py", *size, "--n", "8", "--attack", "pia", "--run", run]
     environment = os.environ | {"OMP_NUM_THREADS": "2", "TORCH_HOME": str(tmp_path)}

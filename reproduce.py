@@ -88,26 +88,27 @@ def study(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
 
     for seed, run in enumerate(runs):
         model = {name: run / f"{name}.pt" for name in ("all", "A", "B", *students)}
-        teachers = [model["A"], model["B"]]
         into = ["--run", run, "--snapshots", args.snapshots]
-        for split in ("all", "A", "B"):
+        for split in ("A", "B", "all"):  # the teachers first: on two cores the student is trained beside the others
             add("train.py", "--split", split, *into, *size, "--seed", seed, makes=[model[split]])
-        attacked, missing = [model[name] for name in ("all", "A", "B")], not (root / "table.md").exists()
-        if seed == 0 and missing:  # a first result, long before the last training is over
-            add("evaluate.py", "--attack", "pia", "--print-only", "--run", run, needs=attacked)
-        reference = []  # the attacker's own model; if every image is scored, none is left to train it on
+        for student in students:
+            targets, needs = student.removeprefix("distill-"), [model["A"], model["B"]]
+            add("train.py", "--distill", targets, *into, needs=needs, makes=[model[student]])
+        missing, reference = not (root / "table.md").exists(), []
+        if seed == 0 and missing:  # a first result, before the last training is over
+            needs = [model["all"], model[students[0]]]
+            add("evaluate.py", "--attack", "pia", "--print-only", "--run", run, needs=needs)
+        # the attacker's own model; if every image is scored, none is left to train it on
         if its["preset"] != "cifar10" or its["members"]:
             reference = [run / "reference.pt"]
             add("train.py", "--split", "reference", "--run", run, *size, "--seed", seed, makes=reference)
-        for student in students:
-            targets = student.removeprefix("distill-")
-            add("train.py", "--distill", targets, *into, needs=teachers, makes=[model[student]])
         if seed == 0:
             for name in ("all", "dual", *students):
-                needs, grid = teachers if name == "dual" else [model[name]], run / f"samples-{name}.png"
+                needs = [model[half] for half in "AB"] if name == "dual" else [model[name]]
+                grid = run / f"samples-{name}.png"
                 add("sample.py", "--model", name, "--n", 16, "--run", run, needs=needs, makes=[grid])
-        if missing:  # attacks that need no student, while the last student is trained: their scores are kept
-            needs = attacked + reference
+        if missing and run != runs[-1]:  # its scores are kept; the last run's come with the table
+            needs = [*model.values(), *reference]
             add("evaluate.py", "--attack", *args.attack, "--print-only", "--run", run, needs=needs)
     all_runs = ["--run", *runs, "--out", root]
     models = [path for job in jobs for path in job.makes if path.suffix == ".pt"]

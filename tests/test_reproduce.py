@@ -52,13 +52,17 @@ def test_the_commands_can_be_run_one_by_one(tmp_path):
     all_runs = f"--run RUN/seed-0 RUN/seed-1 --out RUN {tail}"
     assert lines[-2] == f"python evaluate.py --memorization {all_runs}"
     assert lines[-1] == f"python evaluate.py --attack pia gsa {all_runs}"
-    # the first result comes before the students, from seed 0
+    # the first result needs no reference model, and has the student: from seed 0
     first = lines.index(f"python evaluate.py --attack pia --print-only --run RUN/seed-0 {tail}")
-    assert first < next(i for i, line in enumerate(lines) if "--distill" in line)
-    for seed in (0, 1):  # what needs no student does not wait for them
-        early = f"python evaluate.py --attack pia gsa --print-only --run RUN/seed-{seed} {tail}"
-        (job,) = [job for job, line in zip(jobs, lines, strict=True) if line == early]
-        assert {path.stem for path in job.needs} == {"all", "A", "B", "reference"} and job.cores == 1
+    assert {path.stem for path in jobs[first].needs} == {"all", "distill-cross"}
+    assert first < lines.index(f"python train.py --split reference --run RUN/seed-0 {size[:-1]}0 {tail}")
+    # the student, which needs A and B and takes longest, is trained beside the others
+    assert [job.makes[0].stem for job in jobs[:4]] == ["A", "B", "all", "distill-cross"]
+    # the runs are attacked side by side; the last one with all cores, for the table
+    early = [job for job, line in zip(jobs, lines, strict=True) if "pia gsa --print-only" in line]
+    assert [str(job.command[7]) for job in early] == [str(tmp_path / "seed-0")] and early[0].cores == 1
+    assert set(early[0].needs) == {path for job in jobs for path in job.makes if path.match("seed-0/*.pt")}
+    assert jobs[-1].cores == 2
     assert "average" not in " ".join(map(str, study(tmp_path))), "the variant is for those who ask"
 
 
@@ -237,12 +241,12 @@ def test_an_interrupted_study_ends_at_the_weights_of_its_commands(tmp_path, monk
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and not (run / "table.md").exists() and "Traceback" not in errors
     before = {path: path.stat().st_mtime_ns for path in (run / "seed-0").glob("*.pt")}
-    assert 3 <= len(before) < 6
+    assert 2 <= len(before) < 5
     out, _ = start().communicate(timeout=600)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items()), "what is there is left alone"
     assert out.count("# done already") == len(before)
-    # a first result, without or with the reference model; an early one, copies, and the table
-    assert out.count("| undefended  ") in (1 + 2 + 1 + 2, 2 + 2 + 1 + 2)
+    # a first result, without or with the reference model; copies, and the table
+    assert out.count("| undefended  ") in (1 + 1 + 2, 2 + 1 + 2)
     drawn = {"roc.png", "histograms.png", "steps.png", "t.png", "samples.png", "memorization.png"}
     assert {path.name for path in run.glob("*.png")} == drawn
     assert (run / "memorization.md").read_text() in out and (run / "table.md").read_text() in out
@@ -259,4 +263,4 @@ def test_an_interrupted_study_ends_at_the_weights_of_its_commands(tmp_path, monk
         name = f"{which.split()[1]}.pt" if "split" in which else "distill-cross.pt"
         assert same(checkpoint.load(tmp_path / "hand" / name).weights, checkpoint.load(run / "seed-0" / name).weights)
     longer = subprocess.run([*command, "--steps", "5"], capture_output=True, text=True)
-    assert longer.returncode == 2 and "seed-0/all.pt is of another study, with steps = 4, not 5" in longer.stderr
+    assert longer.returncode == 2 and "seed-0/A.pt is of another study, with steps = 4, not 5" in longer.stderr

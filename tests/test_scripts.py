@@ -112,6 +112,16 @@ def test_every_model_records_and_sees_its_own_images(tmp_path, monkeypatch):
         assert epochs[0] != epochs[1] != epochs[2], "every epoch has an order of its own"
 
 
+def test_an_epoch_has_each_image_once_in_batches_of_the_presets_size(tmp_path, monkeypatch):
+    monkeypatch.setitem(train.PRESETS["tiny"]["train"], "batch", 3)
+    seen = record(monkeypatch, data, "to_float")
+    call(monkeypatch, "--split", "all", "--run", tmp_path, "--members", 8, "--steps", 6)
+    batches, pool = [pixels(images) for (images,), _ in seen], data.toy(16, 0)
+    assert [len(batch) for batch in batches] == [3, 3, 2] * 2, "the last one has what is left"
+    for epoch in (batches[:3], batches[3:]):
+        assert sorted(sum(epoch, [])) == sorted(pixels(pool[data.index_split(len(pool), 8, seed=0).members]))
+
+
 @pytest.mark.parametrize("targets", ["cross", "average"])
 def test_a_student_learns_from_the_right_teachers(tmp_path, monkeypatch, targets):
     assert train.parse_args(["--distill"]).distill == "cross", "as in the paper"

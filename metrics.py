@@ -76,10 +76,9 @@ def adaptive(members: Scores, nonmembers: Scores, seed: int = 0, flips: bool = T
     interval includes the luck of the pick. Without `flips` the attacker keeps the sign of the scores. Raises ValueError
     for fewer than two members or non-members.
     """
-    both = _with_ranks(*_as_arrays(members, nonmembers))
-    counts = [scores.shape[-1] for scores in both]
-    cut = halves(*counts, seed)
-    first, second = ([scores[..., rows] for scores, rows in zip(both, half, strict=True)] for half in cut)
+    both = _as_arrays(members, nonmembers)
+    cut = halves(*(scores.shape[1] for scores in both), seed)
+    first, second = ([scores[:, rows] for scores, rows in zip(both, half, strict=True)] for half in cut)
 
     def resample(random: np.random.RandomState) -> float:
         drawn = ([_redraw(scores, random) for scores in half] for half in (first, second))
@@ -92,7 +91,7 @@ def adaptive(members: Scores, nonmembers: Scores, seed: int = 0, flips: bool = T
         right += (scored(other[0]) >= threshold).sum() + (scored(other[1]) < threshold).sum()
         choices.append(choice)
     curve = roc(*_judge_each_other(first, second, flips))
-    return Result(curve, _interval(resample, seed), float(right / sum(counts)), choices)
+    return Result(curve, _interval(resample, seed), float(right / sum(scores.shape[1] for scores in both)), choices)
 
 
 def halves(members: int, nonmembers: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -117,29 +116,14 @@ def judged_by_others(members: Scores, nonmembers: Scores, seed: int = 0) -> Resu
     return replace(published(members, nonmembers, seed), asr=float(right / (len(members) + len(nonmembers))))
 
 
-def _with_ranks(members: np.ndarray, nonmembers: np.ndarray) -> list[np.ndarray]:
-    """(2, T, N) and (2, T, M): the scores (T, N) and (T, M), and the rank of each in its row; equal ones share it."""
-    scores = np.concatenate([members, nonmembers], 1)
-    ranks = np.stack([np.unique(row, return_inverse=True)[1] for row in scores])
-    return np.split(np.stack([scores, ranks]), [members.shape[1]], 2)
-
-
-def _aucs(members: np.ndarray, nonmembers: np.ndarray) -> np.ndarray:
-    """`auc` of each row, by ranks (T, N) and (T, M); without sorting, because an interval needs thousands of them."""
-    size = 1 + max(members.max(), nonmembers.max())
-    m, n = (np.stack([np.bincount(row, minlength=size) for row in ranks]) for ranks in (members, nonmembers))
-    wins = m * (2 * n.cumsum(1) - n)
-    return wins.sum(1) / (2 * members.shape[1] * nonmembers.shape[1])
-
-
 def _attacker(members: np.ndarray, nonmembers: np.ndarray, flips: bool = True) -> tuple[tuple[int, int], Callable]:
-    """What an attacker learns from (2, T, n), (2, T, m): a row, a sign, and a function that scores others (2, T, k)."""
-    aucs = _aucs(members[1].astype(int), nonmembers[1].astype(int))
+    """What an attacker learns from scores (T, n), (T, m): a row, a sign, and a function that scores others (T, k)."""
+    aucs = np.array([auc(*row) for row in zip(members, nonmembers, strict=True)])
     row = int((np.abs(aucs - 0.5) if flips else aucs).argmax())
     sign = -1 if flips and aucs[row] < 0.5 else 1
     # the halves may pick different rows: scores are pooled in units of the spread of non-members
-    low, centre, high = np.quantile(sign * nonmembers[0, row], [0.25, 0.5, 0.75])
-    return (row, sign), lambda scores: (sign * scores[0, row] - centre) / ((high - low) or 1)
+    low, centre, high = np.quantile(sign * nonmembers[row], [0.25, 0.5, 0.75])
+    return (row, sign), lambda scores: (sign * scores[row] - centre) / ((high - low) or 1)
 
 
 def _judge_each_other(first: Sequence[np.ndarray], second: Sequence[np.ndarray], flips: bool) -> list[np.ndarray]:
@@ -149,7 +133,7 @@ def _judge_each_other(first: Sequence[np.ndarray], second: Sequence[np.ndarray],
 
 
 def _redraw(scores: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-    return scores[..., random.randint(0, scores.shape[-1], scores.shape[-1])]
+    return scores[:, random.randint(0, scores.shape[1], scores.shape[1])]
 
 
 def _interval(resample: Callable[[np.random.RandomState], float], seed: int) -> tuple[float, float]:

@@ -164,7 +164,6 @@ def test_intervals_once_more_with_loops(monkeypatch):
     random, aucs = np.random.RandomState(6), []
     for _ in range(30):
         drawn = [[scores[:, random.randint(0, scores.shape[1], scores.shape[1])] for scores in half] for half in halves]
-        drawn = [metrics._with_ranks(*half) for half in drawn]
         pooled = [[], []]
         for judge, other in ((drawn[1], drawn[0]), (drawn[0], drawn[1])):
             _, scored = metrics._attacker(*judge)
@@ -225,8 +224,8 @@ def test_adaptive_needs_two_of_each_and_takes_constant_scores():
     constant = adaptive(np.ones((2, 10)), np.ones((2, 10)))
     assert constant.curve.auc == 0.5 and constant.choices == [(0, 1), (0, 1)]
     assert adaptive([[1.0, 2.0]], [[0.0, 0.5]]).curve.members == 2, "two are enough"
-    _, scored = metrics._attacker(*metrics._with_ranks(np.array([[1.0, 2.0]]), np.array([[0.5, 0.5]])))
-    assert scored(np.array([[[0.5, 3.0]]])).tolist() == [0, 2.5], "where others don't spread, the unit is 1"
+    _, scored = metrics._attacker(np.array([[1.0, 2.0]]), np.array([[0.5, 0.5]]))
+    assert scored(np.array([[0.5, 3.0]])).tolist() == [0, 2.5], "where others don't spread, the unit is 1"
 
 
 def test_halves_are_disjoint_and_of_both_kinds():

@@ -135,7 +135,7 @@ def fill_disk(folder: Path) -> dict:
 def lines_of(path: Path) -> list[str]:
     """What a command printed, without its progress bars."""
     text = re.sub(r"[^\n]*\r", "", path.read_bytes().decode(errors="replace"))
-    return [line for line in text.splitlines() if line.strip() and "img/s]" not in line]
+    return [line for line in text.splitlines() if line.strip() and "step/s]" not in line]
 
 
 # --- damaged files and large images ------------------------------------------------------------------

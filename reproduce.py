@@ -79,7 +79,7 @@ def study(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
     root, jobs = args.run, []
     runs = [root / f"seed-{seed}" for seed in range(args.seeds)]
     students = ["distill-cross", *(["distill-average"] if args.average else [])]
-    its = sizes(args)
+    its, missing = sizes(args), not (root / "table.md").exists()
     size = flags(**its)
     data = flags(dataset=args.dataset, data_dir=args.data_dir, device=args.device)
 
@@ -88,24 +88,22 @@ def study(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
 
     for seed, run in enumerate(runs):
         model = {name: run / f"{name}.pt" for name in ("all", "A", "B", *students)}
-        into = ["--run", run, "--snapshots", args.snapshots]
+        teachers, into = [model["A"], model["B"]], ["--run", run, "--snapshots", args.snapshots]
         for split in ("A", "B", "all"):  # the teachers first: on two cores the student is trained beside the others
             add("train.py", "--split", split, *into, *size, "--seed", seed, makes=[model[split]])
         for student in students:
-            targets, needs = student.removeprefix("distill-"), [model["A"], model["B"]]
-            add("train.py", "--distill", targets, *into, needs=needs, makes=[model[student]])
-        missing, reference = not (root / "table.md").exists(), []
+            targets = student.removeprefix("distill-")
+            add("train.py", "--distill", targets, *into, needs=teachers, makes=[model[student]])
         if seed == 0 and missing:  # a first result, before the last training is over
             needs = [model["all"], model[students[0]]]
             add("evaluate.py", "--attack", "pia", "--print-only", "--run", run, needs=needs)
-        # the attacker's own model; if every image is scored, none is left to train it on
+        reference = []  # the attacker's own model; if every image is scored, none is left to train it on
         if its["preset"] != "cifar10" or its["members"]:
             reference = [run / "reference.pt"]
             add("train.py", "--split", "reference", "--run", run, *size, "--seed", seed, makes=reference)
         if seed == 0:
             for name in ("all", "dual", *students):
-                needs = [model[half] for half in "AB"] if name == "dual" else [model[name]]
-                grid = run / f"samples-{name}.png"
+                needs, grid = teachers if name == "dual" else [model[name]], run / f"samples-{name}.png"
                 add("sample.py", "--model", name, "--n", 16, "--run", run, needs=needs, makes=[grid])
         if missing and run != runs[-1]:  # its scores are kept; the last run's come with the table
             needs = [*model.values(), *reference]

@@ -59,10 +59,11 @@ def test_the_commands_can_be_run_one_by_one(tmp_path):
     # the student, which needs A and B and takes longest, is trained beside the others
     assert [job.makes[0].stem for job in jobs[:4]] == ["A", "B", "all", "distill-cross"]
     # the runs are attacked side by side; the last one with all cores, for the table
-    early = [job for job, line in zip(jobs, lines, strict=True) if "pia gsa --print-only" in line]
-    assert [str(job.command[7]) for job in early] == [str(tmp_path / "seed-0")] and early[0].cores == 1
-    assert set(early[0].needs) == {path for job in jobs for path in job.makes if path.match("seed-0/*.pt")}
-    assert jobs[-1].cores == 2
+    early = f"python evaluate.py --attack pia gsa --print-only --run RUN/seed-0 {tail}"
+    assert [line for line in lines if "pia gsa --print-only" in line] == [early]
+    early = jobs[lines.index(early)]
+    assert set(early.needs) == {path for job in jobs for path in job.makes if path.match("seed-0/*.pt")}
+    assert early.cores == 1 and jobs[-1].cores == 2
     assert "average" not in " ".join(map(str, study(tmp_path))), "the variant is for those who ask"
 
 

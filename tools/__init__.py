@@ -25,7 +25,6 @@ def forked(
         status = 1
         try:
             signal.alarm(seconds)
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
             os.chdir(folder)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)

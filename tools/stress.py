@@ -2,7 +2,7 @@
 
     python -m tools.stress > results/stress.json
 
-This takes about 6 minutes. The report is JSON; the exit status is 1 if anything in it is wrong.
+This takes about 14 minutes. The report is JSON; the exit status is 1 if anything in it is wrong.
 tests/test_robustness.py does the same with smaller numbers.
 """
 

@@ -1,5 +1,6 @@
 """Datasets and image files: downloaded, unpacked, and read without trust. Images are uint8, (N, 3, H, W)."""
 
+import functools
 import hashlib
 import io
 import os
@@ -9,16 +10,17 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from lab.files import BadInput, exclusive, in_a_line
+from lab.files import BadInput, exclusive, in_a_line, require_writable
 
 DEFAULT = Path("data")
 LARGEST_SIZE = 1024  # pixels a side
@@ -35,36 +37,51 @@ class Source:
     folder: str  # in the archive, and where it is unpacked
     files: Sequence[str]
     read: Callable[[Path], Tensor] | None  # the images of one file; None if `files` are folders of image files
+    count: int = 50_000  # all images that it has
     site: str = "https://www.cs.toronto.edu/~kriz/"
+
+
+def count(name: str, data_dir: str | None) -> int:
+    """How many images `load` gives, before anything is downloaded, unpacked or resized. Raises BadInput as `load`."""
+    found = _parts(name, data_dir, fetch=False)
+    return found if isinstance(found, int) else sum(1 if isinstance(part, Path) else len(part) for part in found)
 
 
 def load(name: str, data_dir: str | None, size: int, resize: Resize) -> Tensor:
     """All training images of one of DATASETS except `toy`, (N, 3, size, size), in their published order.
 
-    The dataset `folder` is `data_dir` and its subfolders: the square in the middle of each image. The other datasets
-    are read from `data_dir` (default: data/), also as torchvision leaves them there. Otherwise they are downloaded into
-    it, but never into a `data_dir` that holds other things than datasets. A file may hold fewer images than the
-    official one. Raises BadInput for missing and damaged files.
+    The dataset `folder` is `data_dir` and its subfolders: the square in the middle of each image. The others are read
+    from `data_dir` (default: data/), also as torchvision leaves them there, or downloaded into it if it holds nothing
+    but datasets. A file may hold fewer images than the official one. Raises BadInput for missing and damaged files.
     """
+    parts = _parts(name, data_dir, fetch=True)
+    if isinstance(parts[0], Path):
+        return _squares(parts, size, resize)
+    return torch.cat([resize(images, size) for images in parts])
+
+
+def _parts(name: str, data_dir: str | None, fetch: bool) -> list[Path] | list[Tensor] | int:
+    """The image files of a dataset, or the images of each of its files; without `fetch`, of an archive their number."""
     if name == "folder":
         if data_dir is None:
             raise BadInput("--dataset folder: which? name it with --data-dir")
-        return _squares(Path(data_dir), "**/*", size, resize)
+        return image_files(Path(data_dir), deep=True)
     root = Path(data_dir or DEFAULT)
-    source, folder = _find(name, root) or _fetch(name, root)
+    source, folder = _find(name, root) or _fetch(name, root, fetch)
+    if folder is None:
+        return source.count
     if source.read is None:
-        return _squares(folder, "train/*/images/*.JPEG", size, resize)  # the order of torchvision's ImageFolder
+        return image_files(folder / source.files[0], deep=True)  # in the order of torchvision's ImageFolder
     try:
-        return torch.cat([resize(source.read(folder / file), size) for file in source.files])
+        return [source.read(folder / file) for file in source.files]
     except OSError as error:
         raise BadInput(f"{folder} cannot be read ({error})") from error
 
 
 def published_split(path: Path, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of members and of non-members among n images, as SecMI and PIA publish them.
+    """Indices of members and of non-members among n images, as SecMI and PIA publish them: two arrays of an .npz file.
 
-    They are the arrays `mia_train_idxs` and `mia_eval_idxs` of an .npz file. Raises BadInput unless they are distinct
-    indices from 0 to n - 1.
+    Raises BadInput unless they are distinct indices from 0 to n - 1.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -94,8 +111,11 @@ def _find(name: str, root: Path) -> tuple[Source, Path] | None:
     return None
 
 
-def _fetch(name: str, root: Path) -> tuple[Source, Path]:
-    """Unpack an archive of a dataset, downloaded unless it is there, and return what `_find` would."""
+def _fetch(name: str, root: Path, fetch: bool) -> tuple[Source, Path | None]:
+    """Unpack an archive of a dataset, downloaded unless it is there, and return what `_find` would.
+
+    Without `fetch` nothing is done, and the folder is None. Raises BadInput where it is impossible.
+    """
     there = [source for source in SOURCES[name] if (root / source.archive).is_file()]
     source = (there or SOURCES[name])[0]
     if root != DEFAULT and not there:
@@ -105,6 +125,9 @@ def _fetch(name: str, root: Path) -> tuple[Source, Path]:
         if not known.issuperset(path.name for path in root.iterdir() if not path.name.startswith(".")):
             missing = f"no {source.folder}/{source.files[0]} in it; name the directory that holds {source.folder}"
             raise BadInput(f"--data-dir {root}: {missing}, or an empty one to download {name} into")
+    require_writable(root, directory=True)
+    if not fetch:
+        return source, None
     with exclusive(root / name, wait=True):
         if found := _find(name, root):  # another process has been faster
             return found
@@ -129,8 +152,7 @@ def _fetch(name: str, root: Path) -> tuple[Source, Path]:
 def download(url: str, path: Path, known_hash: str | None) -> None:
     """Fetch `url` to `path`, with a progress bar. `known_hash` is "md5:...", or None for any.
 
-    Raises BadInput where the server cannot be reached, breaks off or sends other bytes, each time, and where `path`
-    cannot be written. Then nothing is left.
+    Raises BadInput where the server or the disk fails, or other bytes come, each time. Then nothing is left.
     """
     import pooch  # here, because most commands download nothing
 
@@ -171,11 +193,15 @@ def _binary(path: Path) -> Tensor:
 def _pickled(path: Path) -> Tensor:
     """CIFAR's batches for Python: a pickled dict with an array of pixels, whose rows are images as in a binary record.
 
-    The pickle is not executed, only searched for its one long string, which is the content of that array.
+    The pickle is not executed, only searched for its longest string: the array's content, whoever has written it.
     """
     try:
-        (pixels,) = (value for code, value, _ in pickletools.genops(path.read_bytes()) if code.name == "BINSTRING")
-        return torch.frombuffer(bytearray(pixels, "latin1"), dtype=torch.uint8).view(-1, 3, 32, 32)
+        values = [value for _, value, _ in pickletools.genops(path.read_bytes())]
+        pixels = max((value for value in values if isinstance(value, str | bytes | bytearray)), key=len)
+        if not {"u1", "|u1"} & {value for value in values if isinstance(value, str)}:
+            raise ValueError("its array holds other numbers than bytes")
+        pixels = bytearray(pixels, "latin1") if isinstance(pixels, str) else bytearray(pixels)
+        return torch.frombuffer(pixels, dtype=torch.uint8).view(-1, 3, 32, 32)
     except Exception as error:  # damaged bytes raise almost anything
         raise BadInput(f"{path} is no CIFAR batch for Python ({in_a_line(error)}); fetch it again") from error
 
@@ -187,7 +213,7 @@ def _stl10(path: Path) -> Tensor:
 
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
 BINARY = [f"{name}.bin" for name in BATCHES]
-STL, TINY = "http://ai.stanford.edu/~acoates/stl10/", "http://cs231n.stanford.edu/"
+STL, TINY = (100_000, "http://ai.stanford.edu/~acoates/stl10/"), (100_000, "http://cs231n.stanford.edu/")
 ARCHIVES = {  # the first one of a dataset can be downloaded; the second one is the form that torchvision leaves
     "cifar10": [
         ("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", "cifar-10-batches-bin", BINARY, _binary),
@@ -198,10 +224,10 @@ ARCHIVES = {  # the first one of a dataset can be downloaded; the second one is 
         ("cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", "cifar-100-python", ["train"], _pickled),
     ],
     "stl10": [
-        ("stl10_binary.tar.gz", "91f7769df0f17e558f3565bffb0c7dfb", "stl10_binary", ["unlabeled_X.bin"], _stl10, STL)
+        ("stl10_binary.tar.gz", "91f7769df0f17e558f3565bffb0c7dfb", "stl10_binary", ["unlabeled_X.bin"], _stl10, *STL)
     ],
     "tiny-imagenet": [
-        ("tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", "tiny-imagenet-200", ["train"], None, TINY)
+        ("tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", "tiny-imagenet-200", ["train"], None, *TINY)
     ],
 }
 SOURCES = {name: [Source(*archive) for archive in archives] for name, archives in ARCHIVES.items()}
@@ -215,19 +241,39 @@ FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # for others Pillow wou
 warnings.filterwarnings("ignore", module="PIL")  # it warns of oddities in files that it can read
 
 
-def image_files(folder: Path, pattern: str = "*") -> list[Path]:
-    """The images in a folder, sorted by name, without hidden files. The pattern "**/*" includes its folders."""
-    if not folder.is_dir():
-        raise BadInput(f"{folder} is no folder")
-    files = folder.glob(pattern)
-    return sorted(p for p in files if p.suffix.lower() in SUFFIXES.split() and not p.name.startswith("."))
+@functools.cache  # it is asked twice, but says once what it leaves out
+def image_files(folder: Path, deep: bool = False, least: int = 1) -> list[Path]:
+    """The images in a folder, sorted by name; with `deep` also in its folders, each once, even if links lead to it.
+
+    What is hidden is no image: names that begin with a dot, and macOS's __MACOSX. Raises BadInput for a folder that
+    cannot be read, and for fewer images than `least`.
+    """
+
+    def stop(error: OSError) -> None:
+        raise BadInput(f"{error.filename} is no folder that can be read: {error.strerror}") from error
+
+    def shown(names: list[str]) -> list[str]:
+        return sorted(name for name in names if not name.startswith(".") and name != "__MACOSX")
+
+    found, others, seen = [], 0, set()
+    for path, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        new = (real := os.path.realpath(path)) not in seen
+        seen.add(real)
+        folders[:] = shown(folders) if deep and new else []
+        files = [Path(path, name) for name in shown(names) if new]
+        images = [file for file in files if file.suffix.lower() in SUFFIXES.split()]
+        found, others = found + images, others + len(files) - len(images)
+    if others:
+        print(f"{folder}: {others:,} files are left out, because their suffix is none of {SUFFIXES}")
+    if len(found) < least:
+        raise BadInput(f"{folder} holds {len(found)} images ({SUFFIXES}); {least} or more are needed")
+    return sorted(found)
 
 
 def read_image(path: Path) -> Tensor:
-    """The image in a file, also a grey one, as uint8 (3, H, W).
+    """The image in a file, upright, also a grey one, as uint8 (3, H, W).
 
-    Raises ValueError, or whatever Pillow raises, for a bad file, a pipe (which would never end), a large file, and one
-    with more than Pillow's 89 million pixels.
+    Raises ValueError, or what Pillow raises, for a bad or large file, a pipe, and more than Pillow's 89 million pixels.
     """
     if path.exists() and not path.is_file():
         raise ValueError("it is no file")
@@ -242,6 +288,10 @@ def read_image(path: Path) -> Tensor:
         raise ValueError(f"it has {width}x{height} pixels, more than Pillow thinks safe")
     if image.mode[0] in "IF":  # converted to RGB, everything above 255 would be white
         raise ValueError("it has more than 8 bits a channel")
+    image.load()
+    with suppress(Exception):  # of damaged metadata: the image itself is whole
+        ImageOps.exif_transpose(image, in_place=True)
+    width, height = image.size
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     pixels = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, 256):  # all at once would take three times the memory
@@ -249,11 +299,9 @@ def read_image(path: Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _squares(root: Path, pattern: str, size: int, resize: Resize) -> Tensor:
+def _squares(files: list[Path], size: int, resize: Resize) -> Tensor:
     """The square in the middle of each image, (N, 3, size, size). Raises BadInput that names unreadable images."""
-    files = image_files(root, pattern)
-    if not files:
-        raise BadInput(f"{root} holds no images ({SUFFIXES})")
+    root = os.path.commonpath([files[0].parent, files[-1].parent])
     images, bad = torch.empty((len(files), 3, size, size), dtype=torch.uint8), []
 
     def fill(i: int) -> None:

@@ -23,12 +23,20 @@ sys.path.insert(0, str(ROOT))
 import data  # noqa: E402
 import dualmd  # noqa: E402
 import train  # noqa: E402
+from lab import datasets  # noqa: E402
 from tools import forked  # noqa: E402
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background, pytest and the scripts ignore it
 torch.set_num_threads(1)  # the networks here are small: more threads would wait for each other
 data._draw = functools.cache(data._draw)  # most tests draw the same images
-data.kept = lambda path, make, *depends: make()  # and keep none: a test draws as many as it needs
+# and keep none: a test draws as many as it needs
+data.kept_rows = lambda path, key, n, batches: [torch.cat(parts) for parts in zip(*batches(0), strict=True)]
+
+
+@pytest.fixture(autouse=True)
+def folders_are_looked_at_anew():
+    """A script looks into a folder once; a test after another one may have a folder of the same name."""
+    datasets.image_files.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,12 @@
 """A trained model as a file, with everything that is needed to judge it: weights, sizes, dataset, split, settings.
 
-A run directory holds up to six models: all.pt, A.pt, B.pt, distill-cross.pt, distill-average.pt, and reference.pt,
-the attacker's own. Only this module knows the format. `load` reads a file as data and never as code, and checks all
-types, sizes and ranges before it builds anything of them. The rest of the project trusts a `Checkpoint`.
+A run directory holds up to six models: those of NAMES. Only this module knows the format. `load` reads a file as data,
+never as code, and checks all types, sizes and ranges. The rest of the project trusts a `Checkpoint`.
 """
 
 import dataclasses
 import functools
+from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from torch import Tensor
 import data
 from data import Split
 from dualmd import NoiseSchedule
-from lab.datasets import DATASETS, LARGEST_SIZE
+from lab.datasets import DATASETS, LARGEST_SIZE, published_split
 from lab.files import BadInput, in_a_line, key_of, read_tensors, write_tensors
 from unet import UNet, UNetConfig
 
 FORMAT = "dualmd checkpoint 2"
 KIND = "a checkpoint of this project"
-NAMES = ("all", "A", "B", "distill-cross", "distill-average", "reference")
+NAMES = ("all", "A", "B", "distill-cross", "distill-average", "reference")  # the last one is the attacker's own
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Checkpoint:
             | {"split": key_of(*(part.numpy() for part in vars(model.split).values()))[:16]}
             for model in (self, other)
         )
+        keys = [key for key in keys if key != "sha256" or theirs[key]]  # of a new model, before its images are read
         return next((f"{key} = {ours.get(key)}, not {theirs[key]}" for key in keys if ours.get(key) != theirs[key]), "")
 
     def eps_model(self, device: torch.device | str = "cpu") -> UNet:
@@ -106,8 +107,7 @@ def load(path: Path) -> Checkpoint:
 def load_run(run: Path, without: str | None = None) -> dict[str, Checkpoint]:
     """The finished models of a run directory by name, in the order of NAMES, and `without` one of them.
 
-    Raises BadInput where two models have different images or splits: half A of one split and half B of another are
-    not disjoint.
+    Raises BadInput where two have different images or splits: A's half of one is not disjoint from B's of another.
     """
     paths = [path_in(run, name) for name in NAMES if name != without]
     found = {path.stem: load(path) for path in paths if path.exists()}
@@ -118,23 +118,22 @@ def load_run(run: Path, without: str | None = None) -> dict[str, Checkpoint]:
 
 def require_same_images(one: Checkpoint, other: Checkpoint, run: Path) -> None:
     """Raise BadInput unless both models have the same images and the same split."""
-    if found := other.difference(one, "name", "size", "seed", "sha256", "split"):
+    if found := other.difference(one, "name", "size", "seed", "members", "sha256", "split"):
         advice = "give each experiment (--dataset, --size, --seed, --members, --member-split) a --run of its own"
         raise BadInput(f"{run}: {other.name} and {one.name} differ ({found}); {advice}")
 
 
-def open_dataset(name: str, data_dir: str | None, size: int, seed: int, unet: UNetConfig) -> tuple[Tensor, dict]:
-    """The images of data.load, and a Checkpoint's `dataset`. Raises BadInput for a size that does not fit `unet`."""
-    require_size(size, unet)
-    images = data.load(name, data_dir, size, seed)
-    dataset = {"name": name, "data_dir": data_dir, "size": size, "seed": seed}
-    return images, dataset | {"sha256": data.fingerprint(images)}
+def split_for(args: Namespace, n: int, members: int | None = None) -> Split:
+    """The split of n images that --members (default: `members`), --seed and --member-split ask for."""
+    pools = published_split(args.member_split, n) if args.member_split else None
+    return data.index_split(n, args.members or members, args.seed or 0, pools)
 
 
 def load_images(checkpoint: Checkpoint, data_dir: str | None) -> Tensor:
-    """The dataset of this model, from `data_dir` or else from where its training found it."""
+    """The dataset of this model, from `data_dir` or else from where its training found it. A new model gets its key."""
     its, where = checkpoint.dataset, data_dir or checkpoint.dataset["data_dir"]
     images = data.load(its["name"], where, its["size"], its["seed"])
+    its["sha256"] = its["sha256"] or data.fingerprint(images)
     require_images(checkpoint, images)
     return images
 
@@ -157,22 +156,16 @@ def require_size(size: int, unet: UNetConfig) -> None:
 
 def weights_key(*models: Checkpoint) -> str:
     """A key that changes with any weight of these models."""
-    return key_of(*(weight.numpy() for model in models for weight in model.weights.values()))[:16]
+    return key_of(*(weight.detach().numpy() for model in models for weight in model.weights.values()))[:16]
 
 
 # --- what a file may say ------------------------------------------------------------------------------
 
 # The rule of each value: all that it can be, the ends of a range of fractions, its type, or [the rule of each entry of
 # a tuple]. The ranges are wide, but nothing that is built from a stranger's numbers may fill the memory.
-SEED, COUNT, FRACTION = range(2**32), range(1, 2**31), (0.0, 1.0)
+SEED, SIZE, COUNT, FRACTION = range(2**32), range(1, LARGEST_SIZE + 1), range(1, 2**31), (0.0, 1.0)
 RULES = {
-    "dataset": {
-        "name": DATASETS,
-        "data_dir": str | None,
-        "size": range(1, LARGEST_SIZE + 1),
-        "seed": SEED,
-        "sha256": str,
-    },
+    "dataset": {"name": DATASETS, "data_dir": str | None, "size": SIZE, "seed": SEED, "sha256": str},
     "settings": {"preset": str, "seed": SEED, "members": COUNT, "steps": COUNT, "batch": COUNT, "lr": (0.0, 10.0)}
     | {"warmup": COUNT, "cosine": bool, "ema": FRACTION, "flip": bool, "bfloat16": bool}
     | {"member_split": str | None, "teachers": str | None, "targets": ("noise", "cross", "average")},

@@ -7,6 +7,7 @@ has 32 groups.
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,9 @@ TABLE = "time_embedding.timembedding.0.weight"  # (T, ch)
 
 
 def load_published(path: Path) -> tuple[UNetConfig, dict[str, Tensor], int]:
-    """The sizes of a model in pytorch-ddpm's format, its averaged weights under our names, and its T.
+    """The sizes of a model in pytorch-ddpm's format, but for its dropout; its averaged weights under our names; its T.
 
-    The sizes are inferred from the shapes of the weights; a dropout leaves no trace in them. Raises BadInput where
-    the file has another format, or holds another network.
+    Raises BadInput where the file has another format, or holds another network.
     """
     content = read_tensors(path, KIND)
     if content.get("format") == checkpoint.FORMAT:
@@ -35,8 +35,9 @@ def load_published(path: Path) -> tuple[UNetConfig, dict[str, Tensor], int]:
     if not isinstance(content.get("ema_model"), dict):
         raise BadInput(f"{path} is not {KIND}: it has no ema_model")
     try:
-        # DataParallel puts the prefix in front
-        weights = {str(name).removeprefix("module."): value for name, value in content["ema_model"].items()}
+        # DataParallel and torch.compile put prefixes in front, AveragedModel counts
+        weights = {re.sub(r"^((module|_orig_mod)\.)+", "", str(k)): v.detach() for k, v in content["ema_model"].items()}
+        weights.pop("n_averaged", None)
         unet, table = _sizes_of(weights), weights.pop(TABLE)
         weights = {name.replace(".timembedding.", "."): value for name, value in weights.items()}
         checkpoint.require_rules({"unet": dataclasses.asdict(unet)})
@@ -44,7 +45,7 @@ def load_published(path: Path) -> tuple[UNetConfig, dict[str, Tensor], int]:
         if len(table) not in checkpoint.RULES["schedule"]["T"]:
             raise ValueError(f"{len(table)} timesteps")
         off = (SinusoidalEmbedding(unet.ch)(torch.arange(len(table))) - table).abs().max().item()
-        if not off < 1e-3:
+        if not off < max(1e-3, torch.finfo(table.dtype).eps):  # a table in half precision is rounded
             raise ValueError(f"its table of timesteps is off by {off:.3g}")
     except Exception as error:  # made-up content can fail in any way
         raise BadInput(f"{path} holds another network than pytorch-ddpm's ({in_a_line(error)})") from error
@@ -71,10 +72,9 @@ def _sizes_of(weights: dict[str, Tensor]) -> UNetConfig:
 def require_publishable(unet: UNetConfig) -> None:
     """Raise BadInput where pytorch-ddpm's network would load the weights and compute something else with them."""
     if unet.groups != GROUPS:
-        raise BadInput(
-            f"--export: this preset has GroupNorm({unet.groups}), pytorch-ddpm's network has GroupNorm({GROUPS}) and "
-            "would compute something else with the weights; a model of --preset cifar10 can be exported"
-        )
+        theirs = f"pytorch-ddpm's network has GroupNorm({GROUPS}) and would compute something else"
+        mine = f"--export: this preset has GroupNorm({unet.groups})"
+        raise BadInput(f"{mine}, {theirs}; a model of --preset cifar10 can be exported")
 
 
 def publish(model: Checkpoint, path: Path) -> Path:

@@ -4,22 +4,22 @@
 
 Inception-v3 turns each image into 2,048 features. The FID is the Fréchet distance between two Gaussians with the means
 and covariances of the two sets' features (Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to
-a Local Nash Equilibrium"). FIDs compare only with the same weights, resizing and number of images: fewer images give a
-larger FID. The Inception Score is high where Inception recognises something in each image, and many different things in
-the whole set (Salimans et al. 2016, "Improved Techniques for Training GANs"). Images are resized to 299x299 as
-pytorch-fid does it: bilinearly (pixel centres at half-integers), without antialiasing, in float32, not rounded. A
-weight file holds one of two networks: torchvision's, or the literature's, the TensorFlow graph of 2015 that published
-FIDs are computed with.
+a Local Nash Equilibrium"). FIDs compare only with the same weights, resizing and number of images. The Inception Score
+is high where Inception recognises something in each image, and many different things in the whole set (Salimans et al.
+2016, "Improved Techniques for Training GANs"). Images are resized to 299x299 as pytorch-fid does it: bilinearly,
+without antialiasing, in float32. A weight file holds torchvision's network, or the literature's, of published FIDs.
 """
 
 import argparse
+import functools
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import data
 from lab import cli, datasets
-from lab.files import BadInput, exclusive, read_tensors
+from lab.files import BadInput, exclusive, keep, kept_rows, key_of, read_kept, read_tensors
 
 WEIGHTS = {
     "torchvision": "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth",
@@ -43,15 +43,14 @@ def main() -> None:
     add_weights(parser)
     parser.add_argument("--batch", type=cli.natural, default=64, help="images at a time (default: %(default)s)")
     args = parser.parse_args()
-    sets = [datasets.image_files(folder) for folder in args.folders]
+    sets = [datasets.image_files(folder, least=2) for folder in args.folders]
+    sum(1 for files in sets for _ in read_images(files, args.batch))  # a wrong one is refused before the long work
+    inception, judged = load(args.inception_weights, args.device), []
     for folder, files in zip(args.folders, sets, strict=True):
-        if len(files) < 2:
-            raise BadInput(f"{folder} holds {len(files)} images ({datasets.SUFFIXES}); a FID takes two at least")
-    inception = load(args.inception_weights, args.device)
-    judged = [
-        judge(inception, read_images(files, args.batch), len(files), str(folder))
-        for folder, files in zip(args.folders, sets, strict=True)
-    ]
+        key = key_of(*files)
+        path = datasets.DEFAULT / "fid" / f"{key[:16]}.npz"  # after Ctrl-C the same command continues
+        rest = functools.partial(lambda files, done: read_images(files[done:], args.batch), files)
+        judged.append(judge(inception, path, key, rest, len(files), str(folder)))
     of = " and ".join(f"{len(files):,}" for files in sets)
     print(f"FID ({inception.weights}) of {of} images: {distance(*judged[0][0], *judged[1][0]):.4f}")
     for folder, (_, score) in zip(args.folders, judged, strict=True):
@@ -61,7 +60,8 @@ def main() -> None:
 
 def add_weights(parser: argparse.ArgumentParser, default: str | None = "torchvision") -> None:
     text = "torchvision or literature (downloaded on first use), or a FILE of either (default: torchvision)"
-    parser.add_argument("--inception-weights", metavar="WEIGHTS", default=default, help=text)
+    known = lambda text: text if text in WEIGHTS else str(cli.readable(text))  # noqa: E731
+    parser.add_argument("--inception-weights", metavar="WEIGHTS", type=known, default=default, help=text)
 
 
 # --- the distance -----------------------------------------------------------------------------------
@@ -292,29 +292,34 @@ def load(weights: str, device: torch.device | str = "cpu") -> InceptionV3:
 
 
 def judge(
-    inception: InceptionV3, batches: Iterable[Tensor], n: int, what: str
-) -> tuple[Gaussian, tuple[float, float] | None]:
-    """What `distance` compares, and the Inception Score, of n uint8 images in batches (N, 3, H, W); `what` names them.
+    inception: InceptionV3, path: Path, key: str, batches: Callable[[int], Iterable[Tensor]], n: int, what: str
+) -> tuple[Gaussian, tuple[float, ...]]:
+    """What `distance` compares, and the Inception Score, of n images; `what` names them.
 
-    There is no score of fewer images than it has parts, and none without a classifier. Raises BadInput for fewer than
-    two images, and for features that are not finite.
+    `batches(k)` gives them from image k on, uint8 (N, 3, H, W), in random order. `path` keeps all this under `key`.
+    Without a classifier, and of fewer images than it has parts, the score is (). Raises BadInput for fewer than two
+    images, and for features that are not finite.
     """
-    logits = []
-    with tqdm(total=n, desc=f"Inception on {what}", unit="img", leave=False) as bar:
+    key, unfinished = key_of(key, inception.sha256), path.with_name(f"{path.stem}-unfinished.npz")
 
-        def all_features() -> Iterator[Tensor]:
-            for images in batches:
-                found = features(inception, images)
-                logits.append(inception.classify(found).cpu())
-                yield found
+    def all_features(done: int) -> Iterator[tuple[Tensor]]:
+        with tqdm(total=n - done, desc=f"Inception on {what}", unit="img", leave=False) as bar:
+            for images in batches(done):
+                yield (features(inception, images),)
                 bar.update(len(images))
 
+    if not (kept := read_kept(path, key)):
+        parts = kept_rows(unfinished, key, n, all_features)[0].split(1024)
         try:
-            mean, cov = mean_and_covariance(all_features())
+            mean, cov = mean_and_covariance(parts)
         except ValueError as error:
             raise BadInput(f"no FID of {what}: {error}") from error
-    score = inception_score(torch.cat(logits)) if n >= SPLITS and inception.classifies else None
-    return (mean, symmetric_root(cov)), score
+        scored = n >= SPLITS and inception.classifies
+        score = inception_score(torch.cat([inception.classify(part).cpu() for part in parts])) if scored else ()
+        kept = {"mean": mean.numpy(), "root": symmetric_root(cov).numpy(), "score": np.array(score)}
+        keep(path, key, **kept)
+        unfinished.unlink(missing_ok=True)
+    return (torch.from_numpy(kept["mean"]), torch.from_numpy(kept["root"])), tuple(kept["score"].tolist())
 
 
 @torch.no_grad()

@@ -174,6 +174,7 @@ def roc(members: Scores, nonmembers: Scores) -> ROC:
 
 def _as_arrays(*scores: Scores) -> list[np.ndarray]:
     arrays = [np.asarray(each.cpu() if isinstance(each, Tensor) else each, dtype=np.float64) for each in scores]
+    arrays = [array.clip(-1e300, 1e300) for array in arrays]  # the difference of two infinite scores is no number
     if not all(array.size for array in arrays):
         raise ValueError("scores of at least one member and one non-member are needed")
     if any(np.isnan(array).any() for array in arrays):

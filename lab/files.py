@@ -1,10 +1,13 @@
 """Files: written whole or not at all, by one process at a time; read without trust; results that are kept."""
 
+import errno
 import hashlib
 import io
 import os
+import re
 import sys
 import tempfile
+import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -14,6 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
+
+FORMULA = "1"  # raise it with a change that changes a score, a generated image or a feature: kept ones are made anew
+SAVE_EVERY = 45  # seconds between two saves of a long work
 
 
 class BadInput(Exception):
@@ -55,11 +62,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock of `path` as long as the block lasts and this process lives: nobody else should write `path`.
 
-    If another process holds it, raises BadInput at once, or waits with `wait`. Where no lock file can be made or
-    locked, the block runs without a lock: then nothing stops two processes from writing the same file.
+    If another process holds it, raises BadInput at once, or waits with `wait`. Where there can be no lock file, there
+    is no lock.
     """
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout as error:
         other = f"{path} is being made by another process"
@@ -78,13 +86,17 @@ def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
             lock.release()
 
 
-def require_writable(directory: Path) -> None:
-    """Make `directory` if need be. Raises BadInput where nothing can be written: call it before the work."""
+def require_writable(path: Path, directory: bool = False) -> None:
+    """Raise BadInput unless a file `path`, or with `directory` a file in it, can be written. Missing folders can be."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()
+        parent = path if directory else path.parent
+        if path.exists() and path.is_dir() != directory:
+            raise OSError(None, f"it is {'no' if directory else 'a'} directory")
+        while not parent.exists():
+            parent = parent.parent
+        tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
-        raise BadInput(f"cannot write into {directory}: {error.strerror}") from error
+        raise BadInput(f"cannot write {'into ' if directory else ''}{path}: {error.strerror}") from error
 
 
 def write_tensors(path: Path, content: dict) -> None:
@@ -98,8 +110,7 @@ def write_tensors(path: Path, content: dict) -> None:
 def read_tensors(path: Path, kind: str) -> dict:
     """Read onto the CPU a dict that torch.save wrote: as data, never as code.
 
-    Raises BadInput where `path` is missing, and says that it "is not `kind`" where it is damaged or holds no dict. What
-    is in the dict, and how large it is, is for the caller to check.
+    Raises BadInput where `path` is missing, damaged ("is not `kind`") or holds no dict. The caller checks its values.
     """
     problem = "torch cannot read it as plain data"
     try:
@@ -107,6 +118,9 @@ def read_tensors(path: Path, kind: str) -> dict:
             zipped = file.read(4) == b"PK\x03\x04"  # the format since torch 1.6
         if zipped:  # torch itself reads compressed data of any size, and checks no checksum
             with zipfile.ZipFile(path) as file:
+                for record in file.infolist():
+                    if not record.CRC:  # torch can be told to write none
+                        del record.CRC
                 if any(record.compress_type for record in file.infolist()) or file.testzip():
                     problem = "it is damaged, or torch.save did not write it"
                     raise ValueError(problem)
@@ -120,6 +134,9 @@ def read_tensors(path: Path, kind: str) -> dict:
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # zipfile and torch.load raise almost anything on damaged bytes
+        if refused := re.search(r"GLOBAL ([\w.]{1,99})", str(error)):
+            convert = "save its tensors alone, as in torch.save({'ema_model': weights}, FILE)"
+            problem = f"it holds a {refused[1]}, which torch loads only from a file that you trust; there, {convert}"
         raise BadInput(f"{path} is not {kind}: {problem}") from error
     return content
 
@@ -132,30 +149,52 @@ def key_of(*depends: bytes | str | np.ndarray | Path) -> str:
 
 
 def keep(path: Path, key: str, **arrays: np.ndarray) -> None:
-    """Write arrays into an .npz file for `read_kept`, or nothing where `path` cannot be written."""
-    with suppress(BadInput), atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, key=key_of(key, *arrays.values()), **arrays)
+    """Write arrays into an .npz file for `read_kept`, or nothing where nobody may write `path`.
+
+    Raises BadInput where the disk is full, because a result could not be written either.
+    """
+    try:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, key=key_of(key, FORMULA, *arrays.values()), **arrays)
+    except BadInput as error:
+        if error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
 
 
 def read_kept(path: Path, key: str) -> dict[str, np.ndarray]:
     """The arrays that `keep` wrote under this key; an empty dict if there are none, or the file is damaged."""
     with suppress(Exception), np.load(path, allow_pickle=False) as file:  # numpy raises almost anything
         arrays = {name: file[name] for name in file.files if name != "key"}
-        return arrays if file["key"] == key_of(key, *arrays.values()) else {}
+        return arrays if file["key"] == key_of(key, FORMULA, *arrays.values()) else {}
     return {}
 
 
-def kept(path: Path, make: Callable[[], np.ndarray], *depends: bytes | str | np.ndarray | Path) -> np.ndarray:
-    """The array that `make` makes, kept in `path` until something changes that it depends on.
+def kept_rows(
+    path: Path, key: str, n: int, batches: Callable[[int], Iterator[tuple[Tensor, ...]]], *generators: torch.Generator
+) -> list[Tensor]:
+    """Tensors of n rows; `batches(k)` yields them from row k on, in parts. Rows that `path` has are not made again.
 
-    Where several processes want it at once, one makes it and the others wait.
+    They are kept when the work ends, is interrupted or fails, and in between, with the states of the random
+    `generators` that it draws from.
     """
-    key = key_of(*depends)
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(path, wait=True):
-        found = read_kept(path, key)
-        if not found:
-            found = {"array": make()}
-            keep(path, key, **found)
-    return found["array"]
+    kept, saved = read_kept(path, key), time.monotonic()
+    for generator, state in zip(generators, kept.pop("states", ())):
+        generator.set_state(torch.from_numpy(state))
+    parts = [tuple(torch.from_numpy(rows[:n]) for rows in kept.values())] if kept else []
+    now, done = (parts, None), len(parts[0][0]) if parts else 0
+
+    def save() -> None:
+        if now[1] is not None:
+            rows = {str(i): torch.cat(its).numpy() for i, its in enumerate(zip(*now[0], strict=True))}
+            keep(path, key, states=now[1], **rows)
+
+    try:
+        for part in batches(done) if done < n else []:
+            # one value: Ctrl-C finds both of them changed, or neither
+            now = [*now[0], part], np.array([generator.get_state().numpy() for generator in generators], np.uint8)
+            if time.monotonic() - saved > SAVE_EVERY:
+                save()
+                saved = time.monotonic()
+    finally:
+        save()
+    return [torch.cat(its) for its in zip(*now[0], strict=True)]

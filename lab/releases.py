@@ -3,14 +3,11 @@
 import functools
 import hashlib
 import inspect
-import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -24,7 +21,7 @@ from dualmd import DualMD, EpsModel, NoiseSchedule
 from lab import checkpoint, hardware
 from lab.checkpoint import Checkpoint
 from lab.cli import seed_for
-from lab.files import BadInput, keep, key_of, read_kept
+from lab.files import BadInput, keep, kept_rows, key_of, read_kept
 
 
 @dataclass(frozen=True)
@@ -50,15 +47,14 @@ RELEASES = {
 # the releases that generate images; an attacker with A and B would sample from them as the pipeline does
 GENERATING = [name for name, release in RELEASES.items() if len(release.models) == 1]
 COMBINATIONS = "max", "sum"  # how attacks.combine_scores combines the scores of a release with two models
-HELD_OUT_T = list(range(50, 1000, 100))  # the held-out loss is the mean over these timesteps
-SAVE_EVERY = 60  # seconds between two saves of the images generated so far
 
 
 class EvaluatedRun:
     """One run directory, and what can be judged in it.
 
-    Its scores/, generated/ and fid/ keep scores, generated images and Inception's features, until anything changes that
-    they depend on, the code included. By default the reference model and the `models` are those in the directory.
+    Its scores/, generated/ and fid/ keep scores, generated images and Inception's features, an interrupted work's too,
+    until something changes that they depend on: weights, images, arguments, FORMULA in files.py. By default the
+    reference model and the `models` are those in the directory.
     """
 
     def __init__(self, path: Path, args: Namespace, images: Tensor | None = None, models: dict | None = None):
@@ -67,9 +63,11 @@ class EvaluatedRun:
         if not self.models:
             raise BadInput(f"no trained model in {path}/: train one (python train.py --split A), or name another --run")
         self.first = next(iter(self.models.values()))
-        self.images = checkpoint.load_images(self.first, args.data_dir) if images is None else images
-        checkpoint.require_images(self.first, self.images)
-        hardware.reuse_memory()
+        require_own_students(path, {} if models else self.models)
+        data.count(self.first.dataset["name"], args.data_dir or self.first.dataset["data_dir"])  # are its images there?
+        if images is not None:
+            self.images = images
+            checkpoint.require_images(self.first, images)
         if args.reference:
             self.models["reference"] = checkpoint.load(args.reference)
             require_reference(args.reference, self.models["reference"], self.first)
@@ -85,6 +83,24 @@ class EvaluatedRun:
         self.releases = [name for name in possible if name not in hidden]
         if not self.releases:
             raise BadInput(f"{path}/ has no model to attack, only a reference: train one (python train.py --split A)")
+        if min(len(self.indices(name)[0]) for name in self.releases) < 2:
+            raise BadInput(f"{path}/: an attack, or a search for copies, takes two members at least; train with more")
+
+    @functools.cached_property
+    def images(self) -> Tensor:
+        """The dataset, uint8 (N, 3, H, W)."""
+        images = checkpoint.load_images(self.first, self.args.data_dir)
+        hardware.reuse_memory()
+        return images
+
+    def distinct(self, indices: Tensor) -> dict[bytes, int]:
+        """The index of each different image among these, by its pixels."""
+        return {self.images[i].numpy().tobytes(): i for i in indices.flip(0).tolist()}
+
+    def duplicates(self) -> int:
+        """How many non-members are, pixel for pixel, also among the members."""
+        members, others = self.indices(self.releases[0])
+        return sum(image.numpy().tobytes() in its for its in [self.distinct(members)] for image in self.images[others])
 
     def indices(self, release: str) -> tuple[Tensor, Tensor]:
         """The indices of a release's members, and of as many non-members."""
@@ -113,90 +129,99 @@ class EvaluatedRun:
 
     def held_out_loss(self, release: str) -> float:
         """The training loss on the non-members, as a mean over timesteps: what the defence costs."""
-        _, nonmembers = self.scores(generates_as(release), {"loss": HELD_OUT_T})["loss"]
+        ts = range(self.schedule.T // 20, self.schedule.T, max(1, self.schedule.T // 10))  # 50, 150, ... 950 of 1000
+        _, nonmembers = self.scores(generates_as(release), {"loss": [*ts]})["loss"]
         return -nonmembers.mean().item()
 
     def generated(self, release: str, n: int) -> Tensor:
         """n images that a release generates, uint8 (n, 3, H, W). All releases start from the same noise."""
         (name,) = RELEASES[release].models
-        key = self._key(name, dualmd, unet, data, hardware) + str(hardware.bfloat16_is_faster(self.args.device))
-        path = self.path / "generated" / f"{name}.npz"
+        key = key_of(self.identity(name), str((self.args.seed, hardware.bfloat16_is_faster(self.args.device))))
         # --fid judges the same images as --memorization
         generator = torch.Generator().manual_seed(seed_for(self.args.seed, "memorization"))
         x_T = torch.randn((n, *self.images.shape[1:]), generator=generator)
-        images = torch.empty(x_T.shape, dtype=torch.uint8)
-        kept = read_kept(path, key).get("images", images[:0])[:n]  # of an interrupted run, or of a smaller n
-        end, saved = len(kept), time.monotonic()
-        images[:end] = torch.as_tensor(kept)
         networks = [self.eps_models[half] for half in ("AB" if name == "dual" else [name])]
-        for batch in generate(networks, self.schedule, x_T[end:], self.args, name) if end < n else []:
-            images[end : end + len(batch)] = batch
-            end += len(batch)
-            if end == n or time.monotonic() - saved > SAVE_EVERY:
-                keep(path, key, images=images[:end].numpy())
-                saved = time.monotonic()
-        return images
+        return generate(networks, self.schedule, x_T, self.args, self.path / "generated" / f"{name}.npz", key)
 
     def judged(self, what: str, images: Tensor, inception: fid.InceptionV3) -> tuple[fid.Gaussian, tuple[float, ...]]:
         """What `fid.judge` says of these images; `what` names them. No Inception Score is ()."""
-        path, key = self.path / "fid" / f"{what}.npz", key_of(images.numpy(), inception.sha256, Path(fid.__file__))
-        kept = read_kept(path, key)
-        if not kept:
-            (mean, root), score = fid.judge(inception, images.split(self.args.batch), len(images), what)
-            kept = {"mean": mean.numpy(), "root": root.numpy(), "score": np.array(score or ())}
-            keep(path, key, **kept)
-        return (torch.from_numpy(kept["mean"]), torch.from_numpy(kept["root"])), tuple(kept["score"].tolist())
+        path, key = self.path / "fid" / f"{what}.npz", key_of(images.numpy())
+        return fid.judge(inception, path, key, lambda done: images[done:].split(self.args.batch), len(images), what)
 
-    def _key(self, name: str, *modules: ModuleType) -> str:
-        """A key for what depends on an eps model, its schedule, the code of these modules, the dataset and the seed."""
-        models = [self.models[half] for half in "AB"] if name.startswith("dual") else [self.models[name]]
-        rest = f"{self.first.dataset['sha256']} {self.first.schedule} {self.args.seed}"
-        return key_of(checkpoint.weights_key(*models), *(Path(module.__file__) for module in modules), rest)
+    def identity(self, name: str) -> str:
+        """The `identity` of one of its eps models."""
+        return identity(self.first, *(self.models[half] for half in ("AB" if name.startswith("dual") else [name])))
 
     def _scores(self, name: str, indices: Tensor, wanted: dict[str, list[int]]) -> dict[str, Tensor]:
         """One eps model's scores (T, N) of these images. Those that scores/ already has are not computed again."""
-        key = key_of(self._key(name, attacks, dualmd, unet, data), indices.numpy())
-        calls, folder, found = [(attack, t) for attack, ts in wanted.items() for t in ts], self.path / "scores", {}
-        paths = {call: folder / f"{name.replace(' ', '-')}-{call[0]}-{call[1]}.npz" for call in calls}
-        for call, path in paths.items():
-            if kept := read_kept(path, key):
-                found[call] = torch.from_numpy(kept["scores"])
-        missing = [call for call in calls if call not in found]
-        if missing:
-            x0 = self.images[indices]
-            new = attack_scores(self.eps_models[name], self.schedule, x0, missing, self.args, name)
-            for call, scores in new.items():
+        key = key_of(self.identity(name), str(self.args.seed), indices.numpy())
+        calls, start = [(attack, t) for attack, ts in wanted.items() for t in ts], name.replace(" ", "-")
+        paths = {call: self.path / "scores" / f"{start}-{call[0]}-{call[1]}.npz" for call in calls}
+        there = ((call, read_kept(path, key)) for call, path in paths.items())
+        found = {call: torch.from_numpy(kept["scores"]) for call, kept in there if kept}
+        if missing := [call for call in calls if call not in found]:
+            seeds = (seed_for(self.args.seed, "attack", *call) for call in missing)  # all models get the same noise
+            noise = {call: torch.Generator().manual_seed(seed) for call, seed in zip(missing, seeds, strict=True)}
+            attackers = {call: attacker_at(*call, generator) for call, generator in noise.items()}
+
+            def batches(done: int) -> Iterator[tuple[Tensor, ...]]:
+                x0 = self.images[indices[done:]]
+                return attack_scores(self.eps_models[name], self.schedule, x0, attackers, self.args, name)
+
+            unfinished = self.path / "scores" / f"{start}-unfinished.npz"
+            new = kept_rows(unfinished, key_of(key, str(missing)), len(indices), batches, *noise.values())
+            for call, scores in zip(missing, new, strict=True):
                 keep(paths[call], key, scores=scores.numpy(), image=indices.numpy())
-            found |= new
+            found |= zip(missing, new, strict=True)
+            unfinished.unlink(missing_ok=True)
         return {attack: torch.stack([found[attack, t] for t in ts]) for attack, ts in wanted.items()}
 
 
+def identity(first: Checkpoint, *models: Checkpoint) -> str:
+    """A key of what results depend on, but for arguments: weights; images, split and schedule of `first`."""
+    split = [part.numpy() for part in vars(first.split).values()]
+    return key_of(checkpoint.weights_key(*models), f"{first.dataset['sha256']} {first.schedule}", *split)
+
+
 def generate(
-    networks: list[unet.UNet], schedule: NoiseSchedule, x_T: Tensor, args: Namespace, name: str, stride: int = 10, **how
-) -> Iterator[Tensor]:
-    """Denoise x_T (N, 3, H, W) with one network, or with two as DualMD: batches of uint8 images on the CPU, in order.
+    networks: list[unet.UNet], schedule: NoiseSchedule, x_T: Tensor, args: Namespace, path: Path, key: str, **how
+) -> Tensor:
+    """Denoise x_T (N, 3, H, W) with one network, or with two that alternate at each step: uint8 images on the CPU.
 
-    Two networks alternate at each step of the sampler. `how` has other arguments of `dualmd.denoise`.
+    `path` keeps them under `key`, also those of an interrupted attempt. `how` has other arguments of `dualmd.denoise`.
     """
-    stride = 1 if how.get("method") == "ddpm" else stride
-    fast = [hardware.for_sampling(network, schedule.T) for network in networks]
-    eps_model = DualMD(*fast, stride=stride) if len(fast) == 2 else fast[0]
+    how = {"generator": torch.Generator(), "stride": 10} | how
+    stride = 1 if how.get("method") == "ddpm" else how["stride"]
     steps = (schedule.T - 1) // stride + 1
-
-    def counted(x: Tensor, t: Tensor) -> Tensor:
-        bar.update(len(x))
-        return spread(x, t)
-
     form = {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]", "leave": False}
-    bar = tqdm(total=len(x_T) * steps, desc=f"{len(x_T)} images of {name}", **form)
-    with bar, hardware.on_all_cores(eps_model, args.device) as spread:
-        for x in x_T.split(args.batch):
-            yield data.to_uint8(dualmd.denoise(counted, schedule, x.to(args.device), stride=stride, **how).cpu())
+
+    def batches(done: int) -> Iterator[tuple[Tensor]]:
+        fast = [hardware.for_sampling(network, schedule.T) for network in networks]
+        eps_model = DualMD(*fast, stride=stride) if len(fast) == 2 else fast[0]
+        bar = tqdm(total=(len(x_T) - done) * steps, desc=f"{len(x_T) - done} images of {path.stem}", **form)
+        with bar, hardware.on_all_cores(eps_model, args.device) as spread:
+
+            def counted(x: Tensor, t: Tensor) -> Tensor:
+                bar.update(len(x))
+                return spread(x, t)
+
+            for x in x_T[done:].split(args.batch):
+                yield (data.to_uint8(dualmd.denoise(counted, schedule, x.to(args.device), **how).cpu()),)
+
+    return kept_rows(path, key, len(x_T), batches, how["generator"])[0]
 
 
 def generates_as(release: str) -> str:
     """The release whose images and held-out loss stand for this one: each form of DualMD generates as the pipeline."""
     return "DualMD pipeline" if release.startswith("DualMD") else release
+
+
+def require_own_students(path: Path, models: dict[str, Checkpoint]) -> None:
+    """Raise BadInput where a student was taught by others than the A and B beside it, such as before a --restart."""
+    key = {"A", "B"} <= models.keys() and checkpoint.weights_key(models["A"], models["B"])
+    if others := [model for model in models.values() if key and model.settings["teachers"] not in (None, key)]:
+        again = f"train it again (python train.py --distill {others[0].settings['targets']} --restart)"
+        raise BadInput(f"{path}/{others[0].name}.pt was taught by others than its A.pt and B.pt: {again}")
 
 
 def require_reference(path: Path, reference: Checkpoint, attacked: Checkpoint) -> None:
@@ -211,11 +236,27 @@ def require_reference(path: Path, reference: Checkpoint, attacked: Checkpoint) -
 def require_comparable(runs: Sequence[EvaluatedRun]) -> None:
     """Raise BadInput where a mean over these runs would say nothing."""
     for run in runs[1:]:
-        if found := run.first.difference(runs[0].first, "name", "size", "members"):
+        if found := run.first.difference(runs[0].first, "name", "size", "members", "schedule"):
             raise BadInput(f"--run: {run.path} and {runs[0].path} differ ({found}): evaluate each by itself")
+    keys = [run.identity(name) for run in runs for name in run.models if name != "reference"]
+    if len(set(keys)) < len(keys):
+        raise BadInput("--run: two of these hold the same model, which a mean would count twice")
 
 
-def attacker_at(attack: str, t: int, generator: torch.Generator) -> Callable[[EpsModel, NoiseSchedule, Tensor], Tensor]:
+def require_timesteps(ts: dict[str, list[int]], schedule: NoiseSchedule) -> None:
+    """Raise BadInput where an attack is impossible at one of its timesteps: it is tried on a network of few weights."""
+    network = unet.UNet(unet.UNetConfig(2, (1,), (), 1, dropout=0, groups=1)).requires_grad_(False)
+    for attack, t in [(attack, t) for attack in ts for t in ts[attack]]:
+        try:
+            attacker_at(attack, t, torch.Generator())(network, schedule, torch.zeros(1, 3, 2, 2))
+        except ValueError as error:
+            raise BadInput(f"{attack}: {error}") from error
+
+
+Attacker = Callable[[EpsModel, NoiseSchedule, Tensor], Tensor]
+
+
+def attacker_at(attack: str, t: int, generator: torch.Generator) -> Attacker:
     """An attack at a timestep, or what it learns from. Its noise, if it draws any, comes from `generator`."""
     function = attacks.FEATURES.get(attack) or getattr(attacks, attack)
     noise = {"generator": generator} if "generator" in inspect.signature(function).parameters else {}
@@ -223,33 +264,30 @@ def attacker_at(attack: str, t: int, generator: torch.Generator) -> Callable[[Ep
 
 
 def attack_scores(
-    eps_model: EpsModel, schedule: NoiseSchedule, x0: Tensor, calls: list[tuple[str, int]], args: Namespace, name: str
-) -> dict[tuple[str, int], Tensor]:
-    """The scores (N,) of uint8 images x0 (N, 3, H, W) for each call (attack, t). All models get the same noise."""
-    attackers, parts = {}, {call: [] for call in calls}
-    for attack, t in calls:
-        generator = torch.Generator().manual_seed(seed_for(args.seed, "attack", attack, t))
-        attackers[attack, t] = attacker_at(attack, t, generator)
+    eps_model: EpsModel,
+    schedule: NoiseSchedule,
+    x0: Tensor,
+    attackers: dict[tuple, Attacker],
+    args: Namespace,
+    name: str,
+) -> Iterator[tuple[Tensor, ...]]:
+    """The scores (N,) of uint8 images x0 (N, 3, H, W) by each attacker, given by (attack, t): batch after batch."""
     batches = x0.split(args.batch)
-    bar = tqdm(total=len(batches) * len(calls), desc=f"attacks on {name}", leave=False)
+    bar = tqdm(total=len(batches) * len(attackers), desc=f"attacks on {name}", leave=False)
     with bar, hardware.on_all_cores(eps_model, args.device) as spread:
         for batch in batches:
-            x, memoized = data.to_float(batch.to(args.device)), memoize(spread)
+            x, memoized, parts = data.to_float(batch.to(args.device)), memoize(spread), []
             # gsa needs the network itself, and rediffuse shares no query with another attack
             asked = {"gsa": eps_model, "rediffuse": spread}
             for (attack, t), attacker in attackers.items():
-                try:
-                    parts[attack, t].append(attacker(asked.get(attack, memoized), schedule, x).cpu())
-                except ValueError as error:
-                    raise BadInput(f"{attack}: {error}") from error
+                scores = attacker(asked.get(attack, memoized), schedule, x).cpu()
+                if not scores.isfinite().all():
+                    problem = "a score is not finite, so the weights cannot be right"
+                    raise BadInput(f"{attack} on {name} at t = {t}: {problem}")
+                # error images: half precision is enough to learn from, and half as large
+                parts.append(scores.half() if attack == "secmi_nn" else scores)
                 bar.update()
-    found = {call: torch.cat(part) for call, part in parts.items()}
-    for (attack, t), scores in found.items():
-        if not scores.isfinite().all():
-            raise BadInput(f"{attack} on {name} at t = {t}: a score is not finite, so the weights cannot be right")
-        if attack == "secmi_nn":  # error images: half precision is enough to learn from, and half as large
-            found[attack, t] = scores.half()
-    return found
+            yield tuple(parts)
 
 
 def memoize(eps_model: EpsModel) -> EpsModel:

@@ -141,7 +141,8 @@ def test_zeros_for_a_classifier_give_no_score(weights, tmp_path):
     torch.save(state | {"fc.weight": torch.zeros(1008, 2048)}, tmp_path / "inception.pth")
     for path, scored in ((tmp_path / "inception.pth", False), (weights["literature"], True)):
         inception = fid.load(path)
-        assert (fid.judge(inception, [IMAGES.repeat(5, 1, 1, 1)], 10, "ten")[1] is not None) == scored
+        ten = tmp_path / f"{scored}.npz", "key", lambda done: [IMAGES.repeat(5, 1, 1, 1)[done:]], 10, "ten"
+        assert (fid.judge(inception, *ten)[1] != ()) == scored
 
 
 # --- the Inception Score ---
@@ -293,6 +294,8 @@ def test_fid_of_two_folders(tmp_path, monkeypatch, capsys, weights):
         sets.append(moments(fid.features(inception, pixels).double().numpy()))
     expected = frechet_distance(*sets[0], *sets[1])
     out = call(monkeypatch, capsys, a, b, "--inception-weights", weights["literature"], "--batch", 2)
+    left_out, out = out.split("\n", 1)
+    assert left_out == f"{a}: 1 files are left out, because their suffix is none of {datasets.SUFFIXES}"
     found = re.fullmatch(r"FID \(literature [0-9a-f]{8}\) of 5 and 5 images: ([\d.]+)\n", out)
     assert float(found[1]) == pytest.approx(expected, rel=1e-4)
 
@@ -335,7 +338,7 @@ def test_refusals(tmp_path, monkeypatch, capsys, weights):
     for folder, message in {
         mixed: r"mixed/1.png has 16x10 pixels, 0.png 12x10: a FID is of images of one size",
         broken: r"broken/2.png is no image that Pillow can read",
-        one: r"one holds 1 images .*; a FID takes two at least",
+        one: r"one holds 1 images .*; 2 or more are needed",
         tmp_path / "empty": r"empty holds 0 images",
         tmp_path / "gone": r"gone is no folder",
         two / "0.png": r"0.png is no folder",
@@ -353,8 +356,9 @@ def test_refusals(tmp_path, monkeypatch, capsys, weights):
     }.items():
         with pytest.raises(BadInput, match=message):
             call(monkeypatch, capsys, two, two, "--inception-weights", files[name])
-    with pytest.raises(BadInput, match="--inception-weights .*nowhere.pth: No such file"):
+    with pytest.raises(SystemExit):
         call(monkeypatch, capsys, two, two, "--inception-weights", tmp_path / "nowhere.pth")
+    assert "--inception-weights: " in (said := capsys.readouterr().err) and "nowhere.pth: No such file" in said
 
 
 # --- downloaded weights ---

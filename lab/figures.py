@@ -27,7 +27,7 @@ STYLES = {
 }
 
 
-def roc_curves(path: Path, curves: dict[tuple[str, str], Sequence[ROC]]) -> None:
+def roc_curves(path: Path, curves: dict[tuple[str, str], Sequence[ROC]], mark: str = "") -> None:
     """ROC curves by (attack, release), one for each run: above on linear axes, below on logarithmic ones.
 
     Three attacks are shown at most: the paper's two if they are there, and those with the highest AUC on any release.
@@ -53,15 +53,16 @@ def roc_curves(path: Path, curves: dict[tuple[str, str], Sequence[ROC]]) -> None
         axes[0, column].set_title(attack)
     for ax in axes[:, 0]:
         ax.set_ylabel("TPR")
-    save(figure, path)
+    save(figure, path, mark)
 
 
-def over(path: Path, x: str, rows: Sequence[dict]) -> None:
+def over(path: Path, x: str, rows: Sequence[dict], mark: str = "") -> None:
     """AUC with the published sign over `x` ("steps" or "t"), from rows of x.json: the mean over runs, and the range.
 
     There is a panel for each attack. Below 0.5 an attacker would flip the sign.
     """
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
+    path.unlink(missing_ok=True)
     if len({row[x] for row in rows}) < 2:
         return  # that is no curve
     tall = 2 if len(attacks) > 3 else 1
@@ -85,10 +86,10 @@ def over(path: Path, x: str, rows: Sequence[dict]) -> None:
         ax.set(xlabel=x, title=attack, ylim=(0, 1.02))
     for ax in axes[:, 0]:
         ax.set_ylabel("AUC, published sign")
-    save(figure, path)
+    save(figure, path, mark)
 
 
-def histograms(path: Path, scores: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], t: dict[str, int]) -> None:
+def histograms(path: Path, scores: dict[tuple[str, str], tuple], t: dict[str, int], mark: str = "") -> None:
     """Scores of (members, non-members) at each attack's t: a row for each attack, a column for each release."""
     attacks, releases = (list(dict.fromkeys(names)) for names in zip(*scores, strict=True))
     size = (2.6 * len(releases), 2 * len(attacks) + 0.6)
@@ -112,10 +113,10 @@ def histograms(path: Path, scores: dict[tuple[str, str], tuple[np.ndarray, np.nd
             ax.tick_params(labelsize=7)
             if column == 0:
                 ax.set_ylabel(f"{attack}, t = {t[attack.removesuffix('-ref')]}")
-    save(figure, path)
+    save(figure, path, mark)
 
 
-def pairs(path: Path, closest: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+def pairs(path: Path, closest: dict[str, tuple[Tensor, Tensor, Tensor]], mark: str = "") -> None:
     """By release: generated images, uint8 (K, 3, H, W), each below its nearest training image, and d1 / d2."""
     most = max(len(generated) for generated, *_ in closest.values())
     size = (1.1 * most + 1.6, 2.6 * len(closest))
@@ -129,12 +130,13 @@ def pairs(path: Path, closest: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None
             axes[2 * row, column].set_title(f"{ratio[column]:.2f}", fontsize=8)
             for ax, image in ((axes[2 * row, column], training), (axes[2 * row + 1, column], generated)):
                 ax.imshow(image[column].permute(1, 2, 0).numpy(), interpolation="nearest")
-    save(figure, path)
+    save(figure, path, mark)
 
 
-def samples(path: Path, grids: dict[str, Path]) -> None:
-    """The sample grids that exist (sample.py writes them), side by side."""
-    grids = {release: grid for release, grid in grids.items() if grid.exists()}
+def samples(path: Path, grids: dict[str, tuple[Path, str]], mark: str = "") -> None:
+    """The sample grids that exist (sample.py writes them), side by side; those of other models than this key's not."""
+    grids = {k: png for k, (png, key) in grids.items() if png.exists() and key.encode() in png.read_bytes()}
+    path.unlink(missing_ok=True)
     if not grids:
         return
     figure, axes = plt.subplots(1, len(grids), figsize=(3.2 * len(grids), 3.6), squeeze=False)
@@ -142,10 +144,10 @@ def samples(path: Path, grids: dict[str, Path]) -> None:
         ax.imshow(Image.open(grid), interpolation="nearest")
         ax.set_title(release, fontsize=10)
         ax.set_axis_off()
-    save(figure, path)
+    save(figure, path, mark)
 
 
-def save(figure, path: Path) -> None:
+def save(figure, path: Path, mark: str = "") -> None:
     named = [pair for ax in figure.axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
     if named:  # not every panel has all of them
         names = {label: handle for handle, label in named}
@@ -153,5 +155,5 @@ def save(figure, path: Path) -> None:
         figure.legend(names.values(), names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     figure.set_layout_engine("constrained")
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Description": mark})
     plt.close(figure)

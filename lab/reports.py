@@ -1,19 +1,17 @@
 """What evaluate.py reports besides attacks: copies and image quality; and how results are written."""
 
-import functools
 import json
+import re
 import shlex
-import subprocess
 import sys
 from argparse import Namespace
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 import fid
 from lab import figures, tables
-from lab.files import atomic_write
+from lab.files import FORMULA, BadInput, atomic_write, key_of
 from lab.releases import GENERATING, RELEASES, EvaluatedRun, generates_as
 from metrics import is_copy, nearest
 
@@ -24,21 +22,19 @@ def memorization(runs: list[EvaluatedRun], args: Namespace, out: Path) -> None:
     for release in GENERATING:
         rows = []
         for run in [run for run in runs if release in run.releases]:
-            members, nonmembers = run.indices(release)
-            n = args.n or len(members)
+            # an image's copy is not its second nearest
+            members, nonmembers = (torch.tensor([*run.distinct(side).values()]) for side in run.indices(release))
+            if min(len(members), len(nonmembers)) < 2:
+                raise BadInput(f"{run.path}/: all members, or all non-members, are one image; copies need two images")
+            n = args.n or len(run.indices(release)[0])
             generated = run.generated(release, n)
             found, which = nearest(generated, run.images[members])
             control, _ = nearest(generated, run.images[nonmembers])
             copies, of_b = is_copy(found), torch.isin(members[which[:, 0]], run.first.split.b)
-            shares = {
-                "copies": copies,
-                "of_a": copies & ~of_b,
-                "of_b": copies & of_b,
-                "of_nonmembers": is_copy(control),
-                "nearer_to_members": found[:, 0] < control[:, 0],
-            }
+            shares = {"copies": copies, "of_a": copies & ~of_b, "of_b": copies & of_b}
+            shares |= {"of_nonmembers": is_copy(control), "nearer_to_members": found[:, 0] < control[:, 0]}
             row = {"model": release, "n": n} | {key: share.float().mean().item() for key, share in shares.items()}
-            ratio = (found[:, 0] / found[:, 1]).nan_to_num(1)  # 0 / 0 where two members are the same image
+            ratio = found[:, 0] / found[:, 1]
             row |= {"smallest_ratio": ratio.min().item(), "median_ratio": ratio.median().item()}
             rows.append(row | provenance(run))
             closest = ratio.argsort()[:8]
@@ -46,8 +42,9 @@ def memorization(runs: list[EvaluatedRun], args: Namespace, out: Path) -> None:
             pairs.setdefault(release, (generated[closest], training, ratio[closest]))
         results += table.add(rows)
     if not args.print_only:
-        write(out, {"memorization.md": table.lines, "memorization.json": results})
-        figures.pairs(out / "memorization.png", pairs)
+        its = mark(runs, args)
+        write(out, its, {"memorization.md": table.lines, "memorization.json": results})
+        figures.pairs(out / "memorization.png", pairs, its)
         print(f"table and closest pairs are in {out}/")
 
 
@@ -64,7 +61,7 @@ def quality(runs: list[EvaluatedRun], inception: fid.InceptionV3, args: Namespac
         rows = [{"model": release} | cost(run, release, inception, args) | provenance(run) for run in here]
         results += table.add(rows)
     if not args.print_only:
-        write(out, {"fid.md": table.lines, "fid.json": results})
+        write(out, mark(runs, args, inception), {"fid.md": table.lines, "fid.json": results})
         print(f"table is in {out}/")
 
 
@@ -90,22 +87,36 @@ def quality_of(run: EvaluatedRun, release: str, n: int | None, inception: fid.In
     return found | {"inception_score": mean, "inception_score_std": spread, "fid_weights": inception.weights}
 
 
-def write(out: Path, contents: dict[str, list]) -> None:
-    """Write lines as text and rows as JSON, each file whole or not at all."""
+def mark(runs: list[EvaluatedRun], args: Namespace, inception: fid.InceptionV3 | None = None) -> str:
+    """What a result was computed from, as two keys: of models, images and formulas; of arguments and other weights."""
+    judged = [run.identity(name) for run in runs for name in run.models if name != "reference"]
+    other = [run.identity("reference") for run in runs if "reference" in run.models]
+    asked = [args.attack, args.t, args.grid, args.n, args.seed, args.fid, inception and inception.sha256]
+    return f"dualmd result {key_of(FORMULA, *judged)[:16]} {key_of(str(asked), *other)[:16]}"
+
+
+def write(out: Path, its_mark: str, contents: dict[str, list]) -> None:
+    """Write lines as text and rows as JSON, with their mark. Remove results of other models, and those without rows."""
+    remove_results(out, its_mark)
     for name, content in contents.items():
-        text = json.dumps(content, indent=1) if name.endswith(".json") else "\n".join(content)
+        if not content:
+            (out / name).unlink(missing_ok=True)
+            continue
+        text = "\n".join([*content, "", f"<!-- {its_mark} -->"]) if name.endswith(".md") else ""
+        text = text or json.dumps([row | {"mark": its_mark} for row in content], indent=1)
         with atomic_write(out / name) as path:
-            path.write_text(text + "\n", encoding="utf-8")
+            path.write_text(text + "\n", encoding="utf-8", errors="replace")
+
+
+def remove_results(out: Path, its_mark: str = "") -> None:
+    """Remove the results in `out` that were computed from other models than those of this mark."""
+    for path in [path for form in ("*.md", "*.json", "*.png") for path in out.glob(form)]:
+        found = re.search(rb"dualmd result \w{16}", path.read_bytes())
+        if found and not its_mark.startswith(found[0].decode()):
+            path.unlink()
 
 
 def provenance(run: EvaluatedRun) -> dict:
-    """The seed, the commit and the command of a result."""
-    return {"seed": run.seed, "commit": commit(), "command": shlex.join(["python", "evaluate.py", *sys.argv[1:]])}
-
-
-@functools.cache
-def commit() -> str | None:
-    """The commit of this code, "-dirty" after uncommitted edits; None where git does not tell."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    with suppress(OSError):
-        return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    """The run, the seed and the command of a result."""
+    command = shlex.join(["python", "evaluate.py", *sys.argv[1:]])
+    return {"run": str(run.path), "seed": run.seed, "command": command}

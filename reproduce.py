@@ -3,10 +3,12 @@
     python reproduce.py
 
 Without a flag it draws the toy data, and takes minutes on two cores. It is a list of commands that anybody could type.
-It runs as many at a time as there are cores. It leaves out those whose output is there already, so that the same
-command continues after Ctrl-C. Each seed is a training of all models, in a directory of its own.
+It runs as many at a time as there are cores. It leaves out the trainings whose model is there already, and the other
+commands keep what takes long, so that the same command continues after Ctrl-C. Each seed is a training of all models,
+in a directory of its own.
 """
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -14,19 +16,18 @@ import torch
 
 import attacks
 import fid
-from lab import checkpoint, cli
+from lab import cli
 from lab.files import BadInput
-from lab.hardware import paper_scale
 from lab.jobs import Job, run_all
+from lab.reports import remove_results
 
-# members and steps of train.py's presets: models of another study in --run are noticed by them
-SIZES = {"tiny": (128, 1300), "small": (512, 9600), "cifar10": (None, 780_000)}
+PRESETS = "tiny", "small", "cifar10"  # train.py's
 
 
 def main() -> None:
     parser = cli.parser(__doc__, dataset="toy", members="(default: the preset's)")
     size = parser.add_argument_group("size of the study (train.py's flags)")
-    size.add_argument("--preset", choices=SIZES, default="tiny", help="minutes, hours, days (default: %(default)s)")
+    size.add_argument("--preset", choices=PRESETS, default="tiny", help="minutes, hours, days (default: %(default)s)")
     size.add_argument("--size", type=cli.natural, help="side of the images in pixels (default: the preset's)")
     size.add_argument("--steps", type=cli.natural, help="steps of every training (default: the preset's)")
     size.add_argument("--seeds", type=cli.natural, default=1, help="trainings of all models (default: %(default)s)")
@@ -38,39 +39,39 @@ def main() -> None:
     fid.add_weights(judged, default=None)
     judged.add_argument("--n", type=cli.natural, help="images that each model generates (default: one per member)")
     args = parser.parse_args()
-
+    args.run = args.run or Path("runs") / args.dataset
     cores = torch.get_num_threads() if args.device.type == "cpu" else 1  # on a GPU one command at a time
+    for job in study(args, cores, with_fid=args.inception_weights is not None):
+        job.check()
     without_fid = reason_without_fid(args)
     jobs = study(args, cores, with_fid=not without_fid)
-    for job in jobs:
-        for model in [path for path in job.makes if path.suffix == ".pt" and path.exists()]:
-            require_same_study(model, {"name": args.dataset} | sizes(args))
     print(f"{args.run}/: {len(jobs)} commands, as many at a time as {cores} core(s) allow:\n")
     for job in jobs:
         print(f"  {job}{'  # done already' if job.done else ''}")
     if without_fid:
         print(f"\nFID is left out: {without_fid}")
-    if args.device.type == "cuda" and args.preset != "cifar10":
-        print(paper_scale(args.device))
     print(flush=True)
+    if not all(job.done for job in jobs if job.makes):
+        remove_results(args.run)  # they are of other models
     times = run_all([job for job in jobs if not job.done], cores, args.device.type == "cpu")
     for job, *moments in sorted(times, key=lambda row: row[1]):
         began, ended = (f"{int(moment) // 60}:{int(moment) % 60:02}" for moment in moments)
-        print(f"{began:>5} to {ended:>5}  {' '.join(job.command[1 : job.command.index('--run') + 2])}")
+        print(f"{began:>5} to {ended:>5}  {shlex.join(job.command[1 : job.command.index('--run') + 2])}")
 
 
 def reason_without_fid(args: Namespace) -> str | None:
     """Why this study has no FID; None if it has one. Raises BadInput if --inception-weights cannot be had."""
-    if args.inception_weights is not None:
-        fid.load(args.inception_weights)
-        return None
     path = fid.weights_path("torchvision")
-    if args.dataset == "toy" and not path.exists():  # a demonstration downloads nothing
+    if (
+        args.inception_weights is None and args.dataset == "toy" and not path.exists()
+    ):  # a demonstration downloads nothing
         return f"there is no {path}; with --inception-weights torchvision it is downloaded (104 MB)"
     try:
-        fid.load("torchvision")
+        fid.load(args.inception_weights or "torchvision")
     except BadInput as error:
-        return str(error)
+        if args.inception_weights is None:
+            return str(error)
+        raise
     return None
 
 
@@ -79,63 +80,45 @@ def study(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
     root, jobs = args.run, []
     runs = [root / f"seed-{seed}" for seed in range(args.seeds)]
     students = ["distill-cross", *(["distill-average"] if args.average else [])]
-    its, missing = sizes(args), not (root / "table.md").exists()
-    size = flags(**its)
+    names = "preset", "members", "steps", "size", "member_split"
+    size = flags(**{name: getattr(args, name) for name in names})
     data = flags(dataset=args.dataset, data_dir=args.data_dir, device=args.device)
 
-    def add(*words: object, **rest) -> None:
+    def add(*words: object, **rest) -> Job:
         jobs.append(Job(["python", *map(str, words), *data], **rest))
+        return jobs[-1]
 
     for seed, run in enumerate(runs):
-        model = {name: run / f"{name}.pt" for name in ("all", "A", "B", *students)}
-        teachers, into = [model["A"], model["B"]], ["--run", run, "--snapshots", args.snapshots]
+        into, model = ["--run", run, "--snapshots", args.snapshots], {}
         for split in ("A", "B", "all"):  # the teachers first: on two cores the student is trained beside the others
-            add("train.py", "--split", split, *into, *size, "--seed", seed, makes=[model[split]])
+            makes = run / f"{split}.pt"
+            model[split] = add("train.py", "--split", split, *into, *size, "--seed", seed, makes=makes)
+        teachers = [model["A"], model["B"]]
         for student in students:
-            targets = student.removeprefix("distill-")
-            add("train.py", "--distill", targets, *into, needs=teachers, makes=[model[student]])
-        if seed == 0 and missing:  # a first result, before the last training is over
+            targets, makes = student.removeprefix("distill-"), run / f"{student}.pt"
+            model[student] = add("train.py", "--distill", targets, *into, needs=teachers, makes=makes)
+        untrained = not all(job.done for job in model.values())
+        if seed == 0 and untrained:  # a first result, before the last training is over
             needs = [model["all"], model[students[0]]]
             add("evaluate.py", "--attack", "pia", "--print-only", "--run", run, needs=needs)
-        reference = []  # the attacker's own model; if every image is scored, none is left to train it on
-        if its["preset"] != "cifar10" or its["members"]:
-            reference = [run / "reference.pt"]
-            add("train.py", "--split", "reference", "--run", run, *size, "--seed", seed, makes=reference)
+        if args.preset != "cifar10" or args.members:  # else every image is scored, and none is left for a reference
+            words, makes = ["--split", "reference", "--run", run, *size, "--seed", seed], run / "reference.pt"
+            model["reference"] = add("train.py", *words, makes=makes)
         if seed == 0:
             for name in ("all", "dual", *students):
-                needs, grid = teachers if name == "dual" else [model[name]], run / f"samples-{name}.png"
-                add("sample.py", "--model", name, "--n", 16, "--run", run, needs=needs, makes=[grid])
-        if missing and run != runs[-1]:  # its scores are kept; the last run's come with the table
-            needs = [*model.values(), *reference]
-            add("evaluate.py", "--attack", *args.attack, "--print-only", "--run", run, needs=needs)
-    all_runs = ["--run", *runs, "--out", root]
-    models = [path for job in jobs for path in job.makes if path.suffix == ".pt"]
-    generating = [path for path in models if path.stem != "reference"]
+                needs = teachers if name == "dual" else [model[name]]
+                add("sample.py", "--model", name, "--n", 16, "--run", run, needs=needs)
+        if untrained and run != runs[-1]:  # its scores are kept; the last run's come with the table
+            add("evaluate.py", "--attack", *args.attack, "--print-only", "--run", run, needs=[*model.values()])
+    all_runs, everything = ["--run", *runs, "--out", root], list(jobs)
+    generating = [job for job in jobs if job.makes and job.makes.stem != "reference"]
     n = flags(n=args.n)
-    add("evaluate.py", "--memorization", *n, *all_runs, needs=generating, makes=[root / "memorization.md"])
+    copies = add("evaluate.py", "--memorization", *n, *all_runs, needs=generating)
     fids = ["--fid", *n, *flags(inception_weights=args.inception_weights)] if with_fid else []
-    if with_fid:  # after --memorization, which keeps the images that it generates
-        add("evaluate.py", *fids, *all_runs, needs=[root / "memorization.md"], makes=[root / "fid.md"])
-    everything = [path for job in jobs for path in job.makes]
-    add("evaluate.py", "--attack", *args.attack, *fids, *all_runs, needs=everything, cores=cores)
+    # after --memorization, which keeps the images that it generates
+    quality = [add("evaluate.py", *fids, *all_runs, needs=[copies])] if with_fid else []
+    add("evaluate.py", "--attack", *args.attack, *fids, *all_runs, needs=[*everything, copies, *quality], cores=cores)
     return jobs
-
-
-def sizes(args: Namespace) -> dict[str, object]:
-    """The flags of train.py that give a training's size; None where the preset decides."""
-    members, steps = SIZES[args.preset]
-    found = {"preset": args.preset, "members": args.members or members, "steps": args.steps or steps, "size": args.size}
-    return found | {"member_split": args.member_split and str(args.member_split)}
-
-
-def require_same_study(model: Path, wanted: dict[str, object]) -> None:
-    """Raise BadInput where an existing model was trained otherwise than this study would train it."""
-    trained = checkpoint.load(model)
-    for key, value in wanted.items():
-        found = (trained.settings | trained.dataset)[key]
-        if value is not None and found != value:
-            another = f"{model} is of another study, with {key} = {found}, not {value}"
-            raise BadInput(f"{another}: give this one its own --run")
 
 
 def flags(**values: object) -> list[str]:

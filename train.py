@@ -22,12 +22,11 @@ from torch import Tensor, nn
 import data
 from dualmd import distill_targets, training_loss
 from lab import cli
-from lab.checkpoint import Checkpoint, open_dataset
+from lab.checkpoint import Checkpoint, split_for
 from lab.cli import seed_for
-from lab.datasets import published_split
 from lab.distributed import share, together
 from lab.hardware import accelerated, bfloat16_is_faster
-from lab.training import claimed, resumable, student
+from lab.training import claimed, require_possible, resumable, student
 from unet import UNet, UNetConfig
 
 SMALL = UNetConfig(ch=24, mult=(1, 1, 2), attn=(), blocks=1, dropout=0.0, groups=4)
@@ -68,39 +67,36 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     snapshots = "models to keep, evenly spaced over the training (default: %(default)s, the last one)"
     files.add_argument("--snapshots", type=cli.natural, default=1, help=snapshots)
     seconds = "time between two saves of the unfinished training (default: %(default)s)"
-    files.add_argument("--save-every", type=float, default=300, metavar="SECONDS", help=seconds)
+    files.add_argument("--save-every", type=float, default=45, metavar="SECONDS", help=seconds)
     files.add_argument("--restart", action="store_true", help="a new training, even if this model is trained already")
     files.add_argument("--export", type=Path, metavar="FILE", help="a copy of the model in pytorch-ddpm's format")
     on = "torch.compile (default: for long trainings on a GPU)"
     parser.add_argument("--compile", action=BooleanOptionalAction, help=on)
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    args.run = args.run or Path("runs") / args.dataset
+    require_possible(new_model(args) if args.split else None, args)  # what would fail later is refused now
+    return args
 
 
 def main() -> None:
     args = parse_args()
     with together(args.device):  # with the other processes, if torchrun started several
-        wanted, images, teachers = student(args) if args.distill else (*new_model(args), [])
-        with claimed(wanted, args) as untrained:
-            if untrained:
+        wanted, teachers = student(args) if args.distill else (new_model(args), [])
+        with claimed(wanted, args) as images:
+            if images is not None:
                 train(wanted, images, teachers, args)
 
 
-def new_model(args: Namespace) -> tuple[Checkpoint, Tensor]:
-    """The model of --split without weights, and the dataset's images, uint8 (N, 3, H, W).
-
-    Raises BadInput where the dataset is missing, or does not have that many images.
-    """
-    preset_name = args.preset or "tiny"
-    preset, seed = PRESETS[preset_name], args.seed or 0
-    config, size = preset["unet"], args.size or preset["size"]
-    print(f"preset {preset_name}: {size}x{size} images, {config.ch} channels")
-    images, dataset = open_dataset(args.dataset, args.data_dir, size, seed, config)
-    pools = published_split(args.member_split, len(images)) if args.member_split else None
-    split = data.index_split(len(images), args.members or preset["members"], seed, pools)
-    settings = {"preset": preset_name, "seed": seed, "members": len(split.members)} | preset["train"]
+def new_model(args: Namespace) -> Checkpoint:
+    """The model of --split, without weights. Raises BadInput where the dataset is missing, or has too few images."""
+    name = args.preset or "tiny"
+    preset, seed = PRESETS[name], args.seed or 0
+    dataset = {"name": args.dataset, "data_dir": args.data_dir, "size": args.size or preset["size"], "seed": seed}
+    split = split_for(args, data.count(args.dataset, args.data_dir), preset["members"])
+    settings = {"preset": name, "seed": seed, "members": len(split.members)} | preset["train"]
     settings |= {"steps": args.steps or settings["steps"], "targets": "noise", "teachers": None}
     settings["member_split"] = args.member_split and str(args.member_split)
-    return Checkpoint(args.split, dataset, split, settings, config), images
+    return Checkpoint(args.split, dataset | {"sha256": None}, split, settings, preset["unet"])
 
 
 def train(wanted: Checkpoint, images: Tensor, teachers: list[UNet], args: Namespace) -> float:

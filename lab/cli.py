@@ -27,9 +27,9 @@ def plain_parser(doc: str) -> argparse.ArgumentParser:
 
 
 def parser(doc: str, dataset: str = "cifar10", several: bool = False, members: str = "") -> argparse.ArgumentParser:
-    """`plain_parser` with the flags that choose images and a run; given the default of --members in words, a split too.
+    """`plain_parser` with the flags that choose images and a run, or `several` runs, whose default is yet to be set.
 
-    --run has its default after parsing. With `several` it takes one or more directories, and has no default.
+    Given the default of --members in words, there are those that choose a split, too.
     """
     result = plain_parser(doc)
     which = result.add_argument_group("which images, which run")
@@ -40,16 +40,7 @@ def parser(doc: str, dataset: str = "cifar10", several: bool = False, members: s
     if members:
         which.add_argument("--members", type=natural, help=f"images of A and B together {members}")
         split = "members and non-members: mia_train_idxs and mia_eval_idxs, as SecMI's authors publish them"
-        which.add_argument("--member-split", metavar="NPZ", type=Path, help=f"{split} (default: a split by --seed)")
-    parse = result.parse_args
-
-    def parse_args(words: list[str] | None = None) -> argparse.Namespace:
-        args = parse(words)
-        if not several:
-            args.run = args.run or Path("runs") / args.dataset
-        return args
-
-    result.parse_args = parse_args
+        which.add_argument("--member-split", metavar="NPZ", type=readable, help=f"{split} (default: a split by --seed)")
     return result
 
 
@@ -66,17 +57,26 @@ def device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def natural(text: str, least: int = 1) -> int:
+def readable(text: str) -> Path:
+    """Type of a flag that names an input file: it is there, and can be read."""
+    try:
+        with open(text, "rb"):
+            return Path(text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
+
+
+def natural(text: str, least: int = 1, bits: int = 31) -> int:
     """Type of a flag that takes 1, 2, 3, ..."""
     value = int(text)
-    if not least <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{value} is not a whole number from {least} to 2**32 - 1")
+    if not least <= value < 2**bits:
+        raise argparse.ArgumentTypeError(f"{value} is not a whole number from {least} to 2**{bits} - 1")
     return value
 
 
 def seed(text: str) -> int:
     """Type of --seed: numpy's generator takes 32 bits."""
-    return natural(text, least=0)
+    return natural(text, least=0, bits=32)
 
 
 def seed_for(*purpose: str | int) -> int:
@@ -98,20 +98,28 @@ def fail(message: str, status: int = 2) -> None:
 
 
 def run(main: Callable[[], None], under_torchrun: bool = False) -> None:
-    """Call a script's main. An error that the user can mend ends it with one line and exit status 2.
+    """Call a script's main. An error that the user can mend ends it with one line and exit status 2; SIGTERM as Ctrl-C.
 
-    `under_torchrun`: torchrun may start this script, and then only rank 0 prints. SIGTERM ends a script as Ctrl-C does:
-    temporary files are removed.
+    `under_torchrun`: torchrun may start this script, and then only rank 0 prints.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    if distributed.RANK > 0:
-        sys.stdout = open(os.devnull, "w")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None or (name == "stdout" and distributed.RANK > 0):  # None: it is closed
+            setattr(sys, name, open(os.devnull, "w"))
+        getattr(sys, name).reconfigure(errors="replace")  # a terminal without a character shows another one
     try:
-        if distributed.WORLD > 1 and not under_torchrun:
-            raise BadInput("torchrun is for train.py; start this script with python")
-        main()
-    except BadInput as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        try:
+            if distributed.WORLD > 1 and not under_torchrun:
+                raise BadInput("torchrun is for train.py; start this script with python")
+            main()
+        except BadInput as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+            sys.exit(130)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has seen enough
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1), os.dup2(null, 2)  # or Python would complain when it flushes them
+        sys.exit(141)  # as of a program that SIGPIPE ended

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from lab.files import BadInput
 from unet import Dropout
 
-RANK = int(os.environ.get("RANK", 0))  # torchrun sets these three
-LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # among the processes of this machine
-WORLD = int(os.environ.get("WORLD_SIZE", 1))
+# torchrun sets them all; without the first, the others are left from another program
+ELASTIC = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
+RANK = int(ELASTIC.get("RANK", 0))
+LOCAL_RANK = int(ELASTIC.get("LOCAL_RANK", 0))  # among the processes of this machine
+WORLD = int(ELASTIC.get("WORLD_SIZE", 1))
 
 
 @contextmanager

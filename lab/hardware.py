@@ -2,7 +2,6 @@
 
 import copy
 import ctypes
-import time
 from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,15 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 from dualmd import EpsModel
 from lab import distributed
 from lab.files import BadInput, in_a_line
-from unet import UNet, UNetConfig
+from unet import UNet
 
 
 def bfloat16_is_faster(device: torch.device) -> bool:
-    """Is a training faster in bfloat16 than in float32?
+    """Is a training faster in bfloat16 than in float32? The processor's instructions decide: a clock would give chance.
 
-    The processor's instructions decide, and no clock, because the same seed must give the same weights. bfloat16
-    doubles the speed of an AMD EPYC; an Intel Xeon without AMX is a third faster in float32; a processor without
-    instructions for bfloat16 is many times slower in it.
+    An AMD EPYC is twice as fast in it, an Intel Xeon without AMX a third slower, others many times.
     """
     if device.type != "cpu":
         return device.type == "cuda"
@@ -36,10 +33,8 @@ def bfloat16_is_faster(device: torch.device) -> bool:
 def accelerated(model: nn.Module, ema: nn.Module, args: Namespace, steps: int) -> nn.Module:
     """The model for a training of so many steps: its gradients are means over all processes, and it may be compiled.
 
-    --compile decides that; by default only long trainings on a GPU are compiled. On a CPU a compilation took a minute,
-    and gained nothing on an AMD EPYC, a third on an Intel Xeon. On an H200 it took 158 seconds and gained a quarter, so
-    it pays after about 10,000 steps of the cifar10 preset. On a GPU `model` and `ema` also get the memory layout
-    that tensor cores need. Raises BadInput where --compile is given and torch.compile does not work.
+    --compile decides that; by default only long trainings on a GPU are (158 seconds on an H200, for a quarter). There
+    both networks get tensor cores' memory layout, too. Raises BadInput if --compile is given and does not work.
     """
     on_gpu = args.device.type == "cuda"
     if on_gpu:
@@ -58,35 +53,11 @@ def accelerated(model: nn.Module, ema: nn.Module, args: Namespace, steps: int) -
     return network
 
 
-PAPER = {"steps": 780_000, "batch": 128}  # as train.py's preset cifar10
-
-
-def paper_scale(device: torch.device, config: UNetConfig = UNetConfig()) -> str:
-    """A sentence about --preset cifar10, and how long a model of it would take on this GPU, from ten timed steps."""
-    there = "--preset cifar10 is the paper's scale"
-    network, x = UNet(config).to(device, memory_format=torch.channels_last), torch.randn(PAPER["batch"], 3, 32, 32)
-    optimizer, x = torch.optim.Adam(network.parameters(), fused=True), x.to(device)
-    t = torch.arange(PAPER["batch"], device=device)
-    try:
-        for step in range(13):
-            if step == 3:  # the first ones choose kernels
-                torch.zeros(1, device=device).item()  # waits for the GPU
-                began = time.monotonic()
-            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_faster(device)):
-                network(x, t).square().mean().backward()
-            optimizer.step()
-        torch.zeros(1, device=device).item()
-    except torch.OutOfMemoryError:
-        return f"{there}: this GPU has not enough memory for it"
-    each, steps = (time.monotonic() - began) / 10, PAPER["steps"]
-    return f"{there}: {steps:,} steps of {each:.2g} s here, {each * steps / 3600:.3g} hours for a model"
-
-
 def for_sampling(network: UNet, T: int) -> EpsModel:
     """A copy of the network that generates images faster: in bfloat16, where trainings use that, for t from 0 to T - 1.
 
-    Its weights are converted once. The embeddings of all timesteps are computed once, and in float32, because bfloat16
-    does not tell timestep 999 from 1000. Attacks ask the network itself: they compare nearly equal numbers.
+    The embeddings of all timesteps are computed once, in float32, because bfloat16 does not tell 999 from 1000. Attacks
+    ask the network itself: they compare nearly equal numbers.
     """
     device, fast = network.head.weight.device, copy.deepcopy(network)
     fast.time_embedding = nn.Embedding.from_pretrained(network.time_embedding(torch.arange(T, device=device)))
@@ -99,10 +70,7 @@ def for_sampling(network: UNet, T: int) -> EpsModel:
 
 @contextmanager
 def on_all_cores(eps_model: EpsModel, device: torch.device) -> Iterator[EpsModel]:
-    """The same eps model while the block lasts: on a CPU each core computes a part of every batch, with one thread.
-
-    That is faster than all cores at each operation together, where they wait for each other hundreds of times.
-    """
+    """The same eps model while the block lasts: on a CPU each core computes a part of every batch, with one thread."""
     cores = torch.get_num_threads() if device.type == "cpu" else 1
 
     def answer(x: Tensor, t: Tensor) -> Tensor:
@@ -118,9 +86,7 @@ def on_all_cores(eps_model: EpsModel, device: torch.device) -> Iterator[EpsModel
 def reuse_memory() -> None:
     """Make the C library keep freed memory for the next tensor, instead of giving it back to the system.
 
-    The system clears each page that it hands out, and glibc asks it for every block over 32 MB: that takes as long as
-    all computation in a training step of the cifar10 preset. Call this after the images are loaded, because large
-    images would leave gaps in the memory.
+    The system clears each page, which takes as long as a step's computation. Large images leave gaps: load them before.
     """
     with suppress(AttributeError, OSError, TypeError):  # another C library
         M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4

@@ -1,12 +1,15 @@
 """Commands that run side by side, each when the files that it needs are there. reproduce.py lists them."""
 
+import importlib
 import multiprocessing.connection
 import multiprocessing.forkserver
+import os
 import runpy
 import shlex
 import signal
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from functools import partialmethod
@@ -19,19 +22,22 @@ from lab.files import BadInput
 from lab.training import deferred_signals
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     command: list[str]
-    needs: list[Path] = field(default_factory=list)  # files of other jobs that it reads
-    makes: list[Path] = field(default_factory=list)  # files that it leaves; if they are there, it has nothing to do
+    needs: list["Job"] = field(default_factory=list)  # those whose files it reads
+    makes: Path | None = None  # a model; if it is there, nothing is to be done. Other commands keep their long parts
     cores: int = 1
 
-    @property
-    def done(self) -> bool:
-        return bool(self.makes) and all(path.exists() for path in self.makes)
+    def __post_init__(self):
+        self.done = self.makes is not None and self.makes.exists()
 
     def __str__(self) -> str:
         return shlex.join(self.command)
+
+    def check(self) -> None:
+        """Parse the command as its script does: that refuses what can be known to be impossible."""
+        importlib.import_module(Path(self.command[1]).stem).parse_args(self.command[2:])
 
 
 def run_all(waiting: list[Job], cores: int, on_cpu: bool) -> list[tuple[Job, float, float]]:
@@ -50,7 +56,7 @@ def run_all(waiting: list[Job], cores: int, on_cpu: bool) -> list[tuple[Job, flo
     try:
         while waiting or running:
             free = cores - sum(job.cores for job, *_ in running.values())
-            ready = [job for job in waiting if job.cores <= free and all(path.exists() for path in job.needs)]
+            ready = [job for job in waiting if job.cores <= free and all(one.done for one in job.needs)]
             if ready:
                 job, line = ready[0], min(set(range(cores)) - {line for *_, line in running.values()})
                 waiting.remove(job)
@@ -72,8 +78,9 @@ def run_all(waiting: list[Job], cores: int, on_cpu: bool) -> list[tuple[Job, flo
                     print(f"{clear}$ {job}\n{text.read_text(encoding='utf-8')}", flush=True)
                 if process.exitcode == 2:
                     sys.exit(2)  # the job has said what is wrong
-                if process.exitcode or (job.makes and not job.done):
+                if process.exitcode or (job.makes and not job.makes.exists()):
                     raise BadInput(f"this failed (exit status {process.exitcode}), and the rest was stopped: {job}")
+                job.done = True
     finally:
         for _, process, *_ in running.values():
             process.terminate()
@@ -82,11 +89,18 @@ def run_all(waiting: list[Job], cores: int, on_cpu: bool) -> list[tuple[Job, flo
     return times
 
 
+def end_with_the_study() -> None:
+    """End this process as SIGTERM does when the one that started it has ended, for example by SIGKILL."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def run_script(job: Job, output: Path | None, line: int, on_cpu: bool) -> None:
     """Run a job in this process; its progress bars appear on this line of the screen."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that started this one, which ends it
+    threading.Thread(target=end_with_the_study, daemon=True).start()
     if output:
-        sys.stdout = open(output, "w", encoding="utf-8")
+        sys.stdout = open(output, "w", encoding="utf-8", errors="replace")
     if on_cpu:  # two processes of one thread do almost twice the work of one process with two threads
         torch.set_num_threads(job.cores)
     tqdm.__init__ = partialmethod(tqdm.__init__, position=line)

@@ -1,7 +1,6 @@
-"""What surrounds a training: no other command trains the same model meanwhile, and it continues where it stopped.
+"""What surrounds train.py's loop: no other command trains the same model meanwhile, and it continues where it stopped.
 
-train.py has the loop. Everything random in it is a function of --seed and the step, so an unfinished training is saved
-without the state of a random generator.
+Everything random is a function of --seed and the step, so no state of a random generator is saved.
 """
 
 import dataclasses
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.optim import Adam
 from tqdm import tqdm
 
+import data
 from lab import checkpoint, cli, distributed, files, hardware
 from lab.checkpoint import Checkpoint, path_in
 from lab.files import BadInput
@@ -27,57 +27,74 @@ FORMAT = "dualmd unfinished training 3"
 AVERAGES = "exp_avg", "exp_avg_sq"  # Adam's, of each weight
 
 
-def student(args: Namespace) -> tuple[Checkpoint, Tensor, list[UNet]]:
-    """The student of --distill without weights, the dataset's images, and the teachers A and B.
+def require_possible(wanted: Checkpoint | None, args: Namespace) -> None:
+    """Raise BadInput for what would fail after the images are there: call it before. A student (None) asks more."""
+    files.require_writable(args.run, directory=True)
+    if args.export:
+        files.require_writable(args.export)
+    wanted = wanted or (student(args)[0] if all(path_in(args.run, half).exists() for half in "AB") else None)
+    if not wanted:
+        return
+    checkpoint.require_size(wanted.dataset["size"], wanted.unet)
+    if len(wanted.trained_on) == 0:
+        scored = f"all {len(wanted.split.nonmembers):,} non-members will be scored, and no image is left to train on"
+        raise BadInput(f"--split reference: {scored}; take fewer --members, for every model of the run")
+    is_trained(wanted, args)
 
-    It has the settings of its teachers, except for --steps. Raises BadInput where a teacher is missing, or where a
-    flag contradicts their settings.
+
+def is_trained(wanted: Checkpoint, args: Namespace) -> bool:
+    """Is this model in --run? Raise BadInput where the models there come from other settings or images."""
+    anew = args.restart or unfinished(args.run, wanted).exists()  # then its own file does not count
+    models = checkpoint.load_run(args.run, without=wanted.name if anew else None)
+    for model in models.values():
+        checkpoint.require_same_images(wanted, model, args.run)
+    if wanted.name in models:
+        _require_same(models[wanted.name], wanted, path_in(args.run, wanted.name))
+    return wanted.name in models
+
+
+def student(args: Namespace) -> tuple[Checkpoint, list[UNet]]:
+    """The student of --distill without weights, with its teachers' settings except for --steps; the teachers A and B.
+
+    Raises BadInput where a teacher is missing, or where a flag contradicts their settings.
     """
     a, b = (checkpoint.load(path_in(args.run, half)) for half in "AB")
     checkpoint.require_same_images(a, b, args.run)
-    for flag in ("preset", "size", "members", "member_split", "seed"):
+    for flag in ("preset", "size", "members", "seed"):
         given, theirs = getattr(args, flag), (a.dataset | a.settings)[flag]
-        if given is not None and str(given) != str(theirs):
-            name = flag.replace("_", "-")
-            raise BadInput(f"--{name} {given}: the teachers in {args.run}/ were trained with {theirs}")
+        if given not in (None, theirs):
+            raise BadInput(f"--{flag} {given}: the teachers in {args.run}/ were trained with {theirs}")
+    if args.member_split:
+        args.members, args.seed = a.settings["members"], a.settings["seed"]
+        split = checkpoint.split_for(args, data.count(a.dataset["name"], args.data_dir or a.dataset["data_dir"]))
+        if a.difference(dataclasses.replace(a, split=split), "split"):
+            raise BadInput(f"--member-split {args.member_split}: the teachers in {args.run}/ were trained with another")
     settings = a.settings | {"targets": args.distill, "teachers": checkpoint.weights_key(a, b)}
     settings["steps"] = args.steps or settings["steps"]
-    print(f"preset {settings['preset']}, like the teachers {args.run}/A.pt and {args.run}/B.pt")
-    images = checkpoint.load_images(a, args.data_dir)
     wanted = Checkpoint(f"distill-{args.distill}", a.dataset, a.split, settings, a.unet)
-    return wanted, images, [a.eps_model(args.device), b.eps_model(args.device)]
+    return wanted, [a.eps_model(args.device), b.eps_model(args.device)]
 
 
 @contextmanager
-def claimed(wanted: Checkpoint, args: Namespace) -> Iterator[bool]:
-    """Keep other processes from training the `wanted` model. Yield True if it is still to be trained.
+def claimed(wanted: Checkpoint, args: Namespace) -> Iterator[Tensor | None]:
+    """Keep other processes from training the `wanted` model. Yield its images; None if it is trained already.
 
     When the block ends, --export is written. Raises BadInput where another process trains this model, where the models
-    in --run come from other settings or images, where no image is left for a reference model, where `load` would refuse
-    the model after its training, and where something cannot be written or exported.
+    in --run come from other settings or images, and where `load` would refuse the model after its training.
     """
-    run, path, first = args.run, path_in(args.run, wanted.name), distributed.RANK == 0
+    its, path, first = wanted.dataset, path_in(args.run, wanted.name), distributed.RANK == 0
+    print(f"preset {wanted.settings['preset']}: {its['size']}x{its['size']} images, {wanted.unet.ch} channels")
+    if args.export:
+        require_publishable(wanted.unet)
+    images = checkpoint.load_images(wanted, args.data_dir)
     try:
         checkpoint.require_rules(dataclasses.asdict(wanted))
     except ValueError as error:
         raise BadInput(f"no file may hold such a model ({error}): change the flag, or train.py's preset") from error
-    if len(wanted.trained_on) == 0:
-        scored = f"all {len(wanted.split.nonmembers):,} non-members will be scored, and no image is left to train on"
-        raise BadInput(f"--split reference: {scored}; take fewer --members, for every model of the run")
-    if args.export:
-        require_publishable(wanted.unet)
-        files.require_writable(args.export.parent)
     with files.exclusive(path) if first else nullcontext():
-        anew = args.restart or unfinished(run, wanted).exists()  # then its own file does not count
-        models = checkpoint.load_run(run, without=wanted.name if anew else None)
-        for model in models.values():
-            checkpoint.require_same_images(wanted, model, run)
-        if wanted.name in models:
-            _require_same(models[wanted.name], wanted, path)
+        if trained := is_trained(wanted, args):
             print(f"{path} is trained already (--restart begins anew)")
-        else:
-            files.require_writable(run)
-        yield wanted.name not in models
+        yield None if trained else images
         if args.export and first:
             split = publish(checkpoint.load(path), args.export)
             print(f"{args.export}: the same in pytorch-ddpm's format; {split}: its members and non-members")
@@ -94,8 +111,6 @@ def resumable(wanted: Checkpoint, args: Namespace, model: UNet, ema: UNet, optim
     """
     run, first, parts = args.run, distributed.RANK == 0, (model, ema, optimizer)
     hardware.reuse_memory()
-    if first and args.device.type == "cuda" and not (args.preset or args.distill):
-        print(hardware.paper_scale(args.device))
     with deferred_signals() as signals:
         step = None if args.restart else resume(run, wanted, *parts)
         distributed.require_same(str(step), wanted.dataset["sha256"])
@@ -104,7 +119,7 @@ def resumable(wanted: Checkpoint, args: Namespace, model: UNet, ema: UNet, optim
                 left.unlink()
         if step is None and first:
             save_unfinished(run, wanted, *parts, 0)
-            for folder in checkpoint.snapshots(run) if args.restart else []:  # they come from the training before
+            for folder in checkpoint.snapshots(run):  # they come from a training before
                 path_in(folder, wanted.name).unlink(missing_ok=True)
         progress = Progress(wanted, args, parts, step or 0, signals)
         with progress.bar:
@@ -144,7 +159,10 @@ class Progress:
     def note(self, loss: Tensor, norm: Tensor, t: Tensor) -> None:
         """Tell the loss of this step, the norm of its gradient, and the timesteps (N,) of its images."""
         self.recent.append((loss.detach(), norm, t))
-        self.bar.update()
+        try:
+            self.bar.update()
+        except BrokenPipeError:  # nobody reads the bar any more: save, and end
+            self.signals.append(13)
 
     def trained(self, steps: int) -> Checkpoint:
         """The model as it is now, after so many steps."""
@@ -161,7 +179,7 @@ class Progress:
         logged = self.step % 50 == 0 or last  # seldom, because a GPU waits while the loss is read
         snapshot = self.saves and self.step in self.snapshots
         stop = self.saves and not last and self.signals
-        saving = stop or (self.saves and not last and now - self.saved > self.args.save_every)
+        saving = stop or (self.saves and not last and not now - self.saved <= self.args.save_every)  # also for NaN
         if logged or snapshot or saving:
             self._require_finite()
         if logged:
@@ -186,11 +204,10 @@ class Progress:
             wrong = finite.index(False)
             loss, _, t = self.recent[wrong]
             what, step = "gradient" if loss.isfinite() else "loss", self.step - len(self.recent) + wrong + 1
-            raise BadInput(
-                f"the {what} of {self.wanted.name} is no finite number at step {step:,}, of images at t = {t.min()} to "
-                f"{t.max()}; the last good checkpoint is {unfinished(self.args.run, self.wanted)}; lower lr in "
-                "train.py's preset, and --restart"
-            )
+            where = f"is no finite number at step {step:,}, of images at t = {t.min()} to {t.max()}"
+            saved = f"{unfinished(self.args.run, self.wanted)} is from before"
+            advice = f"{saved}; lower lr in train.py's preset, and --restart"
+            raise BadInput(f"the {what} of {self.wanted.name} {where}; {advice}")
 
 
 @contextmanager
@@ -224,10 +241,7 @@ def save_unfinished(run: Path, wanted: Checkpoint, model: UNet, ema: UNet, optim
 
 
 def resume(run: Path, wanted: Checkpoint, model: UNet, ema: UNet, optimizer: Adam) -> int | None:
-    """Load what `save_unfinished` saved, and return its step; None where nothing was saved.
-
-    Raises BadInput where another training was saved, or where the file is damaged.
-    """
+    """Load what `save_unfinished` saved, and return its step; None if nothing. Raises BadInput for anything else."""
     path = unfinished(run, wanted)
     if not path.exists():
         return None
@@ -255,5 +269,6 @@ def resume(run: Path, wanted: Checkpoint, model: UNet, ema: UNet, optimizer: Ada
 
 def _require_same(found: Checkpoint, wanted: Checkpoint, path: Path) -> None:
     """Raise BadInput, with the difference, unless both come from the same training."""
-    if was := found.difference(wanted, *wanted.settings, "size", "sha256", "split", "unet", "schedule"):
+    keys = wanted.settings.keys() - {"member_split"}  # a path; "split" is what it holds
+    if was := found.difference(wanted, *keys, "size", "sha256", "split", "unet", "schedule"):
         raise BadInput(f"{path} was trained with {was}: --restart begins anew, --run names another directory")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, same, settings
+from conftest import ROOT, same
 
 import data
 import fid
@@ -38,11 +38,11 @@ def test_the_commands_can_be_run_one_by_one(tmp_path):
     there = set()
     for job in jobs:
         assert set(job.needs) <= there, f"{job} needs what comes later"
-        there |= set(job.makes)
+        there.add(job)
     lines = [str(job).replace(str(tmp_path), "RUN") for job in jobs]
     tail = "--dataset toy --device cpu"
     into = "--run RUN/seed-1 --snapshots 8"
-    size = "--preset tiny --members 128 --steps 1300 --seed 1"
+    size = "--preset tiny --seed 1"
     for split in ("all", "A", "B"):
         assert f"python train.py --split {split} {into} {size} {tail}" in lines
     for targets in ("cross", "average"):
@@ -54,15 +54,15 @@ def test_the_commands_can_be_run_one_by_one(tmp_path):
     assert lines[-1] == f"python evaluate.py --attack pia gsa {all_runs}"
     # the first result needs no reference model, and has the student: from seed 0
     first = lines.index(f"python evaluate.py --attack pia --print-only --run RUN/seed-0 {tail}")
-    assert {path.stem for path in jobs[first].needs} == {"all", "distill-cross"}
+    assert {job.makes.stem for job in jobs[first].needs} == {"all", "distill-cross"}
     assert first < lines.index(f"python train.py --split reference --run RUN/seed-0 {size[:-1]}0 {tail}")
     # the student, which needs A and B and takes longest, is trained beside the others
-    assert [job.makes[0].stem for job in jobs[:4]] == ["A", "B", "all", "distill-cross"]
+    assert [job.makes.stem for job in jobs[:4]] == ["A", "B", "all", "distill-cross"]
     # the runs are attacked side by side; the last one with all cores, for the table
     early = f"python evaluate.py --attack pia gsa --print-only --run RUN/seed-0 {tail}"
     assert [line for line in lines if "pia gsa --print-only" in line] == [early]
     early = jobs[lines.index(early)]
-    assert set(early.needs) == {path for job in jobs for path in job.makes if path.match("seed-0/*.pt")}
+    assert set(early.needs) == {job for job in jobs if job.makes and job.makes.match("seed-0/*.pt")}
     assert early.cores == 1 and jobs[-1].cores == 2
     assert "average" not in " ".join(map(str, study(tmp_path))), "the variant is for those who ask"
 
@@ -75,8 +75,8 @@ def test_fid_is_a_command_and_columns(tmp_path):
         (attacks, "--attack pia gsa --fid --n 9 --inception-weights w.pth"),
     ):
         assert str(job).startswith(f"python evaluate.py {words} --run ")
-    assert fids.makes == [tmp_path / "fid.md"] and set(fids.makes) < set(attacks.needs)
-    assert fids.needs == memorization.makes, "two at a time would generate the same images twice"
+    assert {fids, memorization} < set(attacks.needs)
+    assert fids.needs == [memorization], "two at a time would generate the same images twice"
 
 
 def test_without_weights_fid_is_left_out(tmp_path, monkeypatch):
@@ -107,23 +107,13 @@ def test_without_weights_fid_is_left_out(tmp_path, monkeypatch):
 
 
 def test_sizes_and_devices(tmp_path):
-    for preset, (members, steps) in reproduce.SIZES.items():
-        its = train.PRESETS[preset]
-        assert (its["members"], its["train"]["steps"]) == (members, steps)
+    assert tuple(train.PRESETS) == reproduce.PRESETS
     real = {"dataset": "cifar10", "data_dir": "d"}
     for changes, expected in (
-        (real, "--preset tiny --members 128 --steps 1300 --seed 0 --dataset cifar10 --data-dir d --device cpu"),
+        (real, "--preset tiny --seed 0 --dataset cifar10 --data-dir d --device cpu"),
         (real | {"members": 8, "steps": 3}, "--preset tiny --members 8 --steps 3 --seed 0 --dataset cifar10"),
-        (real | {"preset": "cifar10"}, "--preset cifar10 --steps 780000 --seed 0 --dataset cifar10 --data-dir d"),
-        (real | {"preset": "small"}, "--preset small --members 512 --steps 9600 --seed 0 --dataset cifar10"),
-        (
-            real | {"size": 8, "member_split": Path("split.npz")},
-            "--preset tiny --members 128 --steps 1300 --size 8 --member-split split.npz --seed 0",
-        ),
-        (
-            {"device": torch.device("cuda")},
-            "--preset tiny --members 128 --steps 1300 --seed 0 --dataset toy --device cuda",
-        ),
+        (real | {"size": 8, "member_split": Path("split.npz")}, "--preset tiny --size 8 --member-split split.npz --s"),
+        ({"device": torch.device("cuda")}, "--preset tiny --seed 0 --dataset toy --device cuda"),
     ):
         assert expected in str(study(tmp_path, **changes)[0])
     # at the paper's scale all images are members or non-members, and none is left for a reference model
@@ -132,32 +122,55 @@ def test_sizes_and_devices(tmp_path):
         assert any("--split reference" in line for line in lines) is there
 
 
-def test_what_is_there_is_done(tmp_path):
+def test_only_a_model_that_is_there_is_done(tmp_path):
     (tmp_path / "seed-0").mkdir()
-    (tmp_path / "seed-0" / "A.pt").touch()
-    done = [str(job) for job in study(tmp_path) if job.done]
-    assert len(done) == 1 and "train.py --split A " in done[0]
-    (tmp_path / "table.md").touch()
+    for name in ("table.md", "memorization.md", "fid.md", "seed-0/samples-all.png", "seed-0/A.pt"):
+        (tmp_path / name).touch()
+    (done,) = [str(job) for job in study(tmp_path, with_fid=True) if job.done]
+    assert "train.py --split A " in done
+    for name in ("all", "B", "distill-cross"):
+        (tmp_path / "seed-0" / f"{name}.pt").touch()
     assert "--print-only" not in " ".join(map(str, study(tmp_path))), "a first result is of no use after the last"
 
 
-@pytest.mark.parametrize("differs", [{"steps": 5}, {"members": 6}, {"preset": "small"}, {"name": "cifar10"}])
-def test_models_of_another_study_are_not_taken_for_this_one(tmp_path, differs):
-    few = data.toy(16, 0, n=16)
-    asked = {"name": "toy", "preset": "tiny", "members": 4, "steps": 3}
+def main(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--device", "cpu", *map(str, flags)])
+    reproduce.main()
+
+
+@pytest.mark.parametrize("differs", [{"steps": 5}, {"members": 6}, {"preset": "small"}, {"size": 32}, {"seed": 1}])
+def test_models_of_another_study_are_not_taken_for_this_one(tmp_path, monkeypatch, differs):
+    """And results of other models are no more there when the trainings begin."""
+    started = []
+    monkeypatch.setattr(reproduce, "run_all", lambda jobs, *rest: started.append(jobs) or [])
+    monkeypatch.setattr(data, "TOY_IMAGES", 40)
+    asked = {"preset": "tiny", "members": 4, "steps": 3, "size": 16, "seed": 0}
     theirs = asked | differs
-    split = data.index_split(len(few), theirs["members"])
-    dataset = {"name": theirs["name"], "data_dir": None, "size": 16, "seed": 0, "sha256": data.fingerprint(few)}
-    unet = UNetConfig(ch=8, mult=(1,), attn=(), blocks=1, groups=4)
-    its = settings(**{key: theirs[key] for key in ("preset", "members", "steps")})
-    model = checkpoint.Checkpoint("A", dataset, split, its, unet, UNet(unet).state_dict())
-    checkpoint.save(tmp_path, model)
-    path = tmp_path / "A.pt"
-    reproduce.require_same_study(path, theirs)
-    reproduce.require_same_study(path, theirs | {"members": None, "steps": None})  # left to the preset
+    words = [word for key, value in theirs.items() for word in (f"--{key}", str(value))]
+    wanted = train.new_model(train.parse_args(["--split", "A", "--dataset", "toy", "--run", str(tmp_path), *words]))
+    wanted.unet = UNetConfig(ch=8, mult=(1,), attn=(), blocks=1, groups=4)
+    wanted.dataset["sha256"], wanted.weights = "pixels", UNet(wanted.unet).state_dict()
+    checkpoint.save(tmp_path / "seed-0", wanted)
+    (tmp_path / "table.md").write_text("<!-- dualmd result 0123456789abcdef 0123456789abcdef -->")
+    (tmp_path / "notes.md").write_text("not ours")
+    rest = ["--run", tmp_path, *(["--seeds", 2] if "seed" in differs else [])]
+    same = [word for key, value in asked.items() if key != "seed" for word in (f"--{key}", value)]
+    if "seed" not in differs:
+        its = [word for key, value in theirs.items() if key != "seed" for word in (f"--{key}", value)]
+        with pytest.raises(BadInput, match="A.pt was trained with unet"):  # all else is the same
+            main(monkeypatch, *its, *rest)
     ((key, value),) = differs.items()
-    with pytest.raises(BadInput, match=f"A.pt is of another study, with {key} = {value}, not {asked[key]}: .*--run"):
-        reproduce.require_same_study(path, asked)
+    with pytest.raises(BadInput, match=f"seed-0.*\\b{key} = {value}, not {asked[key]}.*--run"):
+        main(monkeypatch, *same, *rest)
+    assert not started and (tmp_path / "table.md").exists()
+
+
+def test_a_study_that_trains_begins_without_the_results_of_other_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "run_all", lambda *rest: [])
+    for name in ("table.md", "roc.png", "notes.md"):
+        (tmp_path / name).write_text("" if "notes" in name else "dualmd result 0123456789abcdef 0123456789abcdef")
+    main(monkeypatch, "--run", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
 
 
 def script(folder, text):
@@ -175,9 +188,10 @@ def test_a_job_waits_for_what_it_needs(tmp_path, capfd):
         "Path(out).write_text(text + Path(out).name + str(torch.get_num_threads()))\n",
     )
     a, b, c = (tmp_path / name for name in "abc")
-    jobs = [job(c, a, b, needs=[a, b], makes=[c], cores=2), job(b, a, needs=[a], makes=[b]), job(a, makes=[a])]
-    times = run_all(list(jobs), cores=2, on_cpu=True)
-    moments = {job.makes[0].name: (began, ended) for job, began, ended in times}
+    first = job(a, makes=a)
+    second = job(b, a, needs=[first], makes=b)
+    times = run_all([job(c, a, b, needs=[first, second], makes=c, cores=2), second, first], cores=2, on_cpu=True)
+    moments = {job.makes.name: (began, ended) for job, began, ended in times}
     assert 0 <= moments["a"][0] < moments["a"][1] <= moments["b"][0] < moments["b"][1] <= moments["c"][0]
     assert c.read_text() == "a1" + "a1b1" + "c2"
     out = capfd.readouterr().out
@@ -203,7 +217,7 @@ def test_a_failure_stops_the_others(tmp_path):
             os.kill(int(pid.read_text()), 0)
     lazy = script(tmp_path, "")
     with pytest.raises(BadInput, match="this failed"):
-        run_all([lazy(makes=[tmp_path / "nothing"])], cores=1, on_cpu=True)
+        run_all([lazy(makes=tmp_path / "nothing")], cores=1, on_cpu=True)
 
 
 def test_ctrl_c_while_a_command_starts_is_not_lost(monkeypatch):
@@ -242,7 +256,7 @@ def test_an_interrupted_study_ends_at_the_weights_of_its_commands(tmp_path, monk
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and not (run / "table.md").exists() and "Traceback" not in errors
     before = {path: path.stat().st_mtime_ns for path in (run / "seed-0").glob("*.pt")}
-    assert 2 <= len(before) < 5
+    assert 1 <= len(before) < 5
     out, _ = start().communicate(timeout=600)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items()), "what is there is left alone"
     assert out.count("# done already") == len(before)
@@ -250,7 +264,8 @@ def test_an_interrupted_study_ends_at_the_weights_of_its_commands(tmp_path, monk
     assert out.count("| undefended  ") in (1 + 1 + 2, 2 + 1 + 2)
     drawn = {"roc.png", "histograms.png", "steps.png", "t.png", "samples.png", "memorization.png"}
     assert {path.name for path in run.glob("*.png")} == drawn
-    assert (run / "memorization.md").read_text() in out and (run / "table.md").read_text() in out
+    for table in ("memorization.md", "table.md"):
+        assert (run / table).read_text().partition("\n<!--")[0] in out
     assert f"FID is left out: there is no {tmp_path}/hub/checkpoints/inception_v3_google-0cc3c7bd.pth" in out
     assert re.search(r"\n +\d+:\d\d to +\d+:\d\d  evaluate.py --attack pia --run .*/study/seed-0\n$", out)
 

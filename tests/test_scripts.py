@@ -55,8 +55,7 @@ TINY = ("--members", 8, "--steps", 3)
 @pytest.fixture(autouse=True)
 def few_toy_images(monkeypatch):
     """Draw 80 toy images, not 4,096, in this process."""
-    draw = data.toy
-    monkeypatch.setattr(data, "toy", lambda size, seed: draw(size, seed, n=80))
+    monkeypatch.setattr(data, "TOY_IMAGES", 80)
 
 
 def record(monkeypatch, module, name):
@@ -461,19 +460,10 @@ def test_bfloat16_is_for_processors_that_gain_by_it(monkeypatch):
     assert hardware.bfloat16_is_faster(torch.device("cuda")) and not hardware.bfloat16_is_faster(torch.device("mps"))
 
 
-def test_what_the_papers_scale_would_take_is_timed(monkeypatch):
-    """Ten steps, without the first ones. Its size is that of the preset."""
+def test_the_papers_scale():
     its = train.PRESETS["cifar10"]
-    assert hardware.PAPER == {key: its["train"][key] for key in ("steps", "batch")} and its["unet"] == UNetConfig()
-    assert its["train"]["steps"] == 780_000 and its["train"]["batch"] == 128 and its["train"]["lr"] == 2e-4
-    stepped, now = record(monkeypatch, torch.optim.Adam, "step"), iter([1.0, 21.0])
-    monkeypatch.setattr(hardware.time, "monotonic", lambda: stepped.append("clock") or next(now))
-    monkeypatch.setitem(hardware.PAPER, "batch", 2)
-    small = UNetConfig(ch=8, mult=(1,), attn=(), blocks=1, groups=4)
-    said = hardware.paper_scale(torch.device("cpu"), small)
-    assert said == "--preset cifar10 is the paper's scale: 780,000 steps of 2 s here, 433 hours for a model"
-    first, last = (i for i, entry in enumerate(stepped) if entry == "clock")
-    assert last - first - 1 == 10 and last == len(stepped) - 1
+    assert its["unet"] == UNetConfig() and its["members"] is None and its["size"] == 32
+    assert (its["train"]["steps"], its["train"]["batch"], its["train"]["lr"]) == (780_000, 128, 2e-4)
 
 
 def test_long_trainings_on_a_gpu_are_compiled(tmp_path, monkeypatch):
@@ -566,7 +556,7 @@ def test_a_run_stays_one_experiment(tmp_path, monkeypatch, capsys):
         call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--steps", 4)
     with pytest.raises(BadInput, match="A and B differ .seed = 0, not 1.; give each experiment .* a --run of its own"):
         call(monkeypatch, "--split", "B", "--run", tmp_path, *TINY, "--seed", 1)
-    with pytest.raises(BadInput, match="A and B differ .split = .*; give each"):
+    with pytest.raises(BadInput, match="A and B differ .members = 8, not 12.; give each"):
         call(monkeypatch, "--split", "B", "--run", tmp_path, "--members", 12, "--steps", 3)
     with pytest.raises(BadInput, match="B.pt does not exist"):
         call(monkeypatch, "--distill", "cross", "--run", tmp_path)
@@ -645,7 +635,7 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path, monkeypatch, what)
             t = asked[6]
             assert re.fullmatch(
                 f"the {what} of A is no finite number at step 7, of images at t = {t.min()} to {t.max()}; "
-                f"the last good checkpoint is {tmp_path}/A.unfinished; .*",
+                f"{tmp_path}/A.unfinished is from before; .*",
                 str(refusal.value),
             )
             assert len(asked) == (50 if save_every == 1000 else 7) and tree(tmp_path) == ["A.unfinished"]
@@ -716,8 +706,8 @@ REFUSALS = {
     "evaluate.py --run foreign": "foreign/all.pt is not a checkpoint of this project: .*",
     "evaluate.py --run pickled": "pickled/all.pt is not a checkpoint of this project: .*",
     "evaluate.py --fid --memorization": "argument --memorization: not allowed with argument --fid .*",
-    "fid.py pictures cut": "pictures holds 1 images .*; a FID takes two at least",
-    "fid.py photographs photographs --inception-weights gone.pth": "--inception-weights gone.pth: No such file .*",
+    "fid.py pictures cut": "pictures holds 1 images .*; 2 or more are needed",
+    "fid.py photographs photographs --inception-weights gone.pth": "argument --inception-weights: gone.pth: No such .*",
     "reproduce.py --inception-weights foreign/all.pt": "foreign/all.pt is not a file of Inception-v3's weights, .*",
     "sample.py --model dual": "runs/cifar10/A.pt does not exist",
     "sample.py --run foreign --model all": "foreign/all.pt is not a checkpoint of this project: .*",
@@ -731,23 +721,24 @@ REFUSALS = {
     "train.py --split A --dataset toy --members 7": "--members 7: must be even, and from 2 to 512 .*",
     "train.py --split A --dataset toy --members 0": "argument --members: 0 is not a whole number from 1 .*",
     "train.py --split reference --dataset toy --members 512": "--split reference: all 512 .* fewer --members, .*",
-    "evaluate.py --attack pia --reference gone.pt --run foreign": "foreign/all.pt is not a checkpoint .*",
+    "evaluate.py --attack pia --reference gone.pt --run foreign": "argument --reference: gone.pt: No such file .*",
     "train.py --split A --dataset toy --seed -1": "argument --seed: -1 is not a whole number from 0 .*",
     "train.py --split A --device warp": "argument --device: this machine's torch has no device 'warp' .*",
-    "train.py --split A --dataset toy --run pictures/cat.png": "cannot write into pictures/cat.png: File exists",
+    "train.py --split A --dataset toy --run pictures/cat.png": "cannot write into pictures/cat.png: it is no .*",
     "train.py --distill cross": "runs/cifar10/A.pt does not exist",
     "reproduce.py --attack pia pai": "argument --attack: invalid choice: 'pai' .*",
     "reproduce.py --seeds 0": "argument --seeds: 0 is not a whole number from 1 .*",
-    "train.py --split A --dataset toy --member-split cut": "--member-split cut: not an .npz file .*",
+    "train.py --split A --dataset toy --member-split cut": "argument --member-split: cut: Is a directory .*",
     "train.py --split A --dataset toy --export x.pt": r"--export: this preset has GroupNorm\(4\), pytorch-ddpm's .*",
     "train.py --split A --dataset toy --size 18": "--size 18: must be at most 1024, and a multiple of 4, .*",
     "train.py --split A --dataset stl10 --data-dir pictures": "--data-dir pictures: no stl10_binary/unlab.* in it; .*",
     "train.py --split A --dataset tiny-imagenet --data-dir pictures": "--data-dir pictures: no tiny-ima.* in it; .*",
     "train.py --split A --dataset folder": "--dataset folder: which[?] .*",
-    "train.py --split A --dataset folder --data-dir pictures": r"pictures: 1 of 1 images can't be read; .*: cat.png .*",
+    "train.py --split A --dataset folder --data-dir pictures": "--members 128: .* from 2 to 0 with these 1 images",
     "train.py --split A --data-dir evil": "evil/cifar-10-batches-py/data_batch_1 is no CIFAR batch for Python .*",
     "evaluate.py --dataset toy --checkpoint evil/model.pt": "evil/model.pt is not a checkpoint in pytorch-ddpm's .*",
     "evaluate.py --dataset toy --checkpoint foreign/all.pt": "foreign/all.pt holds another network than .*",
+    "evaluate.py --dataset toy --checkpoint gone.pt": "argument --checkpoint: gone.pt: No such file .*",
     "evaluate.py --list --run pictures": "no trained model in pictures: train one .*",
     "evaluate.py --list --fid": "argument --fid: not allowed with argument --list .*",
 }
@@ -769,7 +760,7 @@ def refused(monkeypatch, capfd, folder, command):
 def test_refusals(tmp_path, monkeypatch, capfd, command, message):
     scene(tmp_path)
     before = tree(tmp_path)
-    monkeypatch.setattr(data, "toy", lambda size, seed: torch.zeros((1024, 3, size, size), dtype=torch.uint8))
+    monkeypatch.setattr(data, "TOY_IMAGES", 1024)
     error = [line for line in refused(monkeypatch, capfd, tmp_path, command).splitlines() if "it/s" not in line]
     assert len(error) == 1, error
     assert re.fullmatch(f"{command.split()[0]}: {message}", error[0])
@@ -784,12 +775,9 @@ def test_refusals(tmp_path, monkeypatch, capfd, command, message):
     ],
 )
 def test_what_a_study_runs_says_what_is_wrong(tmp_path, monkeypatch, capfd, flags, says):
-    monkeypatch.setattr("reproduce.reason_without_fid", lambda args: "no weights")  # it would try to download them
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)  # another one imports torch anew
-    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", lambda: None)
+    monkeypatch.setattr("reproduce.run_all", lambda *jobs: pytest.fail("a command was started"))
     error = refused(monkeypatch, capfd, tmp_path, f"reproduce.py {flags}")
-    assert re.fullmatch(f"train.py: {says}\n", error), error
+    assert re.fullmatch(f"reproduce.py: {says}\n", error), error
     assert tree(tmp_path) == []
 
 
@@ -875,5 +863,5 @@ def test_every_script_finds_another_dataset(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "runs/stl10: stl10 at 16x16, 8 members, 8 non-members, seed 0" in said and "| A alone " in said
     dataset = checkpoint.load(tmp_path / "runs" / "stl10" / "A.pt").dataset
-    assert dataset["sha256"] == data.fingerprint(data.resize(drawn, 16))
+    assert dataset["sha256"] == data.fingerprint(data.resize_by_pillow(drawn, 16))
     assert (tmp_path / "runs" / "stl10" / "samples-A.png").exists()

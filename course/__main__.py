@@ -12,6 +12,7 @@ import argparse
 import ast
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -188,7 +189,7 @@ def start(numbers: list[int], out: Path) -> None:
     except OSError as error:
         raise BadInput(f"--out {out}: cannot be written ({error.strerror})") from error
     print("Write these functions:", *holes, "", "Then run:", sep="\n")
-    print("  python -m course grade", *numbers, "--in", out)
+    print("  " + shlex.join(["python", "-m", "course", "grade", *map(str, numbers), "--in", str(out)]))
 
 
 def cut(source: str, name: str, number: int) -> tuple[str, int]:

@@ -85,8 +85,7 @@ def scene(tmp_path_factory):
         patch.setattr(metrics, "RESAMPLES", 5)
         grade_in_forks(patch)
         few_steps(patch)
-        draw = data.toy
-        patch.setattr(data, "toy", lambda size, seed, n=60: draw(size, seed, n))
+        patch.setattr(data, "TOY_IMAGES", 60)
         for preset, ch, groups in (("tiny", 8, 4), ("cifar10", 32, 32)):
             small = UNetConfig(ch=ch, mult=(1, 1), attn=(), blocks=1, dropout=0.0, groups=groups)
             patch.setitem(train.PRESETS, preset, train.PRESETS[preset] | {"unet": small})

@@ -39,6 +39,7 @@ from tqdm import tqdm
 import train
 from dualmd import EpsModel, NoiseSchedule, denoise, training_loss
 from lab import cli, hardware
+from lab.checkpoint import load_images
 from lab.files import atomic_write, in_a_line
 from lab.releases import attacker_at
 from unet import UNet, UNetConfig
@@ -269,7 +270,8 @@ def own_training(preset: str, batch: int, device: torch.device, seconds: float) 
     words = f"--split all --dataset toy --preset {preset} --members {batch} --steps {steps} --device {device.type}"
     with tempfile.TemporaryDirectory() as run, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         args = train.parse_args([*words.split(), "--run", run])
-        wanted, images = train.new_model(args)
+        wanted = train.new_model(args)
+        images = load_images(wanted, None)
         wanted.settings["batch"] = batch
         rate, memory = train.train(wanted, images, [], args), hardware.peak_memory(device)
     _, _, loss, _ = this_network(wanted.unet, images.shape[-1], torch.device("cpu"))

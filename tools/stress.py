@@ -1,8 +1,8 @@
-"""Kill a training 20 times, fill a disk, read 2,000 damaged files and some very large images.
+"""Kill a training 20 times, and other commands, fill a disk, read 2,000 damaged files and some very large images.
 
     python -m tools.stress > results/stress.json
 
-This takes about 14 minutes. The report is JSON; the exit status is 1 if anything in it is wrong.
+This takes about 20 minutes. The report is JSON; the exit status is 1 if anything in it is wrong.
 tests/test_robustness.py does the same with smaller numbers.
 """
 
@@ -50,6 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = {
             "kills": kill(Path(folder) / "kills", args.kills, seconds=60, seed=args.seed),
+            "kills elsewhere": kill_elsewhere(Path(folder) / "elsewhere", args.kills, args.seed),
             "full disk": fill_disk(Path(folder) / "disk"),
             "mutations": damage(Path(folder) / "mutations", args.mutations, args.seed),
             "large images": read_large_images(Path(folder) / "large"),
@@ -108,6 +109,36 @@ def kill(folder: Path, kills: int, seconds: float, seed: int = 0) -> dict:
     return found | {"wrong": differences(last.stderr, run, undisturbed)}
 
 
+ELSEWHERE = {  # a file that the command leaves, and the command
+    "out/samples.png": "sample.py --model A --n 60 --eta 1 --batch 4 --out out/samples.png",
+    "out/table.md": "evaluate.py --attack pia secmi loss --batch 4 --out out",
+    "out/memorization.md": "evaluate.py --memorization --n 100 --batch 10 --out out",
+}
+
+
+def kill_elsewhere(folder: Path, kills: int, seed: int = 0) -> dict:
+    """Kill what is no training at random moments, by SIGKILL, SIGTERM and SIGINT: does it end at the same result?"""
+    chance, wrong = random.Random(seed), []
+    subprocess.run([*TRAINING, "--steps=20", "--run", folder / "run"], capture_output=True, check=True)
+    for leaves, words in ELSEWHERE.items():
+        script, *flags = words.split()
+        command = ["env", "OMP_NUM_THREADS=1", sys.executable, f"{ROOT}/{script}", "--dataset=toy", "--run=run", *flags]
+        began, how = time.monotonic(), {"cwd": folder, "capture_output": True}
+        subprocess.run(command, **how, check=True)
+        took, expected = time.monotonic() - began, (folder / leaves).read_bytes()
+        for part in ("run/scores", "run/generated", "out"):
+            shutil.rmtree(folder / part, ignore_errors=True)
+        for i in range(kills // 2):
+            number = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT][i % 3]
+            with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+                time.sleep(2 + chance.random() * took / 4)
+                process.send_signal(number)
+        done = subprocess.run(command, **how)
+        if done.returncode or (folder / leaves).read_bytes() != expected:
+            wrong.append(f"{leaves}: {done.stderr.decode()[-300:]}")
+    return {"kills": 3 * (kills // 2), "wrong": wrong}
+
+
 def fill_disk(folder: Path) -> dict:
     """Train on a disk of 12 MiB, which has room for one unfinished training (7 MB) and not for two."""
     command = [*TRAINING, "--steps=12", "--save-every=0", "--run"]
@@ -151,6 +182,9 @@ def damage(folder: Path, mutations: int, seed: int = 0) -> dict:
     unfinished = CASES["unfinished training"][1]
     for command in (unfinished.replace("--split B", "--split A --export model.pt"), CASES["kept scores"][1]):
         assert (said := outcome(command, sound, sound))["status"] == 0, said
+    weights = torch.load(sound / "model.pt", weights_only=True)["ema_model"]
+    odd = {f"_orig_mod.module.{name}": torch.nn.Parameter(weight.bfloat16()) for name, weight in weights.items()}
+    torch.save({"ema_model": odd}, sound / "odd.pt")
     with patch.object(train, "training_loss", lambda *_: sys.exit(0)):  # stops in its only step
         outcome(unfinished, sound, sound)
     found = {name: {"taken": 0, "refused": 0} for name in CASES}
@@ -158,7 +192,7 @@ def damage(folder: Path, mutations: int, seed: int = 0) -> dict:
         name, chance = list(CASES)[i % len(CASES)], random.Random(f"{seed}/{i}")
         pattern, command = CASES[name]
         shutil.rmtree(damaged, ignore_errors=True)
-        shutil.copytree(sound, damaged)
+        shutil.copytree(sound, damaged, symlinks=True)
         if i >= 0:
             mutate(chance.choice(sorted(damaged.glob(pattern))), chance)
         said = outcome(command, damaged, official=sound)
@@ -221,12 +255,12 @@ def outcome(command: str, folder: Path, official: Path, seconds: int = 10, gigab
 
     def run_here() -> None:
         tqdm._instances.clear()  # the bars of the parent process, which would move this one's
-        draw, train.PRESETS["tiny"]["unet"] = data.toy, SMALL
-        data.toy = lambda size, seed: draw(size, seed, n=20)
+        data.TOY_IMAGES, train.PRESETS["tiny"]["unet"] = 20, SMALL
         for sources in SOURCES.values():
             for i, source in enumerate(sources):
                 for path in official.glob(f"*/{source.archive}"):
-                    sources[i] = dataclasses.replace(source, md5=hashlib.md5(path.read_bytes()).hexdigest())
+                    md5, n = hashlib.md5(path.read_bytes()).hexdigest(), 8 if "tiny" in path.name else 20
+                    sources[i] = dataclasses.replace(source, md5=md5, count=n)
         sys.argv = command.split()
         cli.run(SCRIPTS[sys.argv[0]], under_torchrun=True)
 

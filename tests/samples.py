@@ -26,7 +26,7 @@ CASES = {  # the files to damage, and the command that reads them
     "archive": ("tar/cifar-10-binary.tar.gz", f"{READ} tar"),
     "zip archive": ("zip/tiny-imagenet-200.zip", f"{READ} zip --dataset tiny-imagenet"),
     "split": ("split.npz", f"{READ} none --dataset toy --member-split split.npz"),
-    "folder of images": ("images/*.*", f"{READ} images --dataset folder"),
+    "folder of images": ("images/[0-9]*.*", f"{READ} images --dataset folder"),
     "kept scores": ("run/scores/*.npz", f"{EVALUATE} --dataset toy --run run"),
 }
 

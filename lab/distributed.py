@@ -1,9 +1,7 @@
-"""Several processes train one model together, each on its share of every batch. torchrun starts them.
-
-A process that was started without torchrun is rank 0 of 1. For it, all of this does nothing.
-"""
+"""Several processes of torchrun train one model, each on its share of every batch. Without it there is rank 0 of 1."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -31,6 +29,7 @@ def together(device: torch.device) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if WORLD > 1 and any(word in str(error) for word in ("Connection", "NCCL", "gloo")):
+            time.sleep(6)  # for when this process ends, torchrun ends the one that says why
             raise BadInput("another process of this training has ended, and says why; so this one ends too") from error
         raise
     finally:

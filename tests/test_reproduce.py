@@ -279,4 +279,4 @@ def test_an_interrupted_study_ends_at_the_weights_of_its_commands(tmp_path, monk
         name = f"{which.split()[1]}.pt" if "split" in which else "distill-cross.pt"
         assert same(checkpoint.load(tmp_path / "hand" / name).weights, checkpoint.load(run / "seed-0" / name).weights)
     longer = subprocess.run([*command, "--steps", "5"], capture_output=True, text=True)
-    assert longer.returncode == 2 and "seed-0/A.pt is of another study, with steps = 4, not 5" in longer.stderr
+    assert longer.returncode == 2 and "seed-0/A.pt was trained with steps = 4, not 5" in longer.stderr

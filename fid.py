@@ -11,7 +11,6 @@ without antialiasing, in float32. A weight file holds torchvision's network, or 
 """
 
 import argparse
-import functools
 import hashlib
 import math
 import re
@@ -49,7 +48,7 @@ def main() -> None:
     for folder, files in zip(args.folders, sets, strict=True):
         key = key_of(*files)
         path = datasets.DEFAULT / "fid" / f"{key[:16]}.npz"  # after Ctrl-C the same command continues
-        rest = functools.partial(lambda files, done: read_images(files[done:], args.batch), files)
+        rest = lambda done, files=files: read_images(files[done:], args.batch)  # noqa: E731
         judged.append(judge(inception, path, key, rest, len(files), str(folder)))
     of = " and ".join(f"{len(files):,}" for files in sets)
     print(f"FID ({inception.weights}) of {of} images: {distance(*judged[0][0], *judged[1][0]):.4f}")

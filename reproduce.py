@@ -62,9 +62,8 @@ def main() -> None:
 def reason_without_fid(args: Namespace) -> str | None:
     """Why this study has no FID; None if it has one. Raises BadInput if --inception-weights cannot be had."""
     path = fid.weights_path("torchvision")
-    if (
-        args.inception_weights is None and args.dataset == "toy" and not path.exists()
-    ):  # a demonstration downloads nothing
+    # a demonstration downloads nothing
+    if args.inception_weights is None and args.dataset == "toy" and not path.exists():
         return f"there is no {path}; with --inception-weights torchvision it is downloaded (104 MB)"
     try:
         fid.load(args.inception_weights or "torchvision")

@@ -130,18 +130,18 @@ def split_for(args: Namespace, n: int, members: int | None = None) -> Split:
 
 
 def load_images(checkpoint: Checkpoint, data_dir: str | None) -> Tensor:
-    """The dataset of this model, from `data_dir` or else from where its training found it. A new model gets its key."""
+    """The dataset of this model, from `data_dir` or else from where its training found it."""
     its, where = checkpoint.dataset, data_dir or checkpoint.dataset["data_dir"]
     images = data.load(its["name"], where, its["size"], its["seed"])
-    its["sha256"] = its["sha256"] or data.fingerprint(images)
     require_images(checkpoint, images)
     return images
 
 
 def require_images(checkpoint: Checkpoint, images: Tensor) -> None:
-    """Raise BadInput unless these images are those that the model's indices refer to."""
-    last = torch.cat(list(vars(checkpoint.split).values())).max()
-    if data.fingerprint(images) != checkpoint.dataset["sha256"] or last >= len(images):
+    """Raise BadInput unless these images are those that the model's indices refer to. A new model gets their key."""
+    last, found = torch.cat(list(vars(checkpoint.split).values())).max(), data.fingerprint(images)
+    checkpoint.dataset["sha256"] = checkpoint.dataset["sha256"] or found
+    if found != checkpoint.dataset["sha256"] or last >= len(images):
         mine = f"these {checkpoint.dataset['name']} images are not those that {checkpoint.name} was trained on"
         raise BadInput(f"{mine}; name their directory with --data-dir")
 

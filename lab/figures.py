@@ -62,8 +62,8 @@ def over(path: Path, x: str, rows: Sequence[dict], mark: str = "") -> None:
     There is a panel for each attack. Below 0.5 an attacker would flip the sign.
     """
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
-    path.unlink(missing_ok=True)
     if len({row[x] for row in rows}) < 2:
+        path.unlink(missing_ok=True)
         return  # that is no curve
     tall = 2 if len(attacks) > 3 else 1
     wide = -(-len(attacks) // tall)
@@ -136,8 +136,8 @@ def pairs(path: Path, closest: dict[str, tuple[Tensor, Tensor, Tensor]], mark: s
 def samples(path: Path, grids: dict[str, tuple[Path, str]], mark: str = "") -> None:
     """The sample grids that exist (sample.py writes them), side by side; those of other models than this key's not."""
     grids = {k: png for k, (png, key) in grids.items() if png.exists() and key.encode() in png.read_bytes()}
-    path.unlink(missing_ok=True)
     if not grids:
+        path.unlink(missing_ok=True)
         return
     figure, axes = plt.subplots(1, len(grids), figsize=(3.2 * len(grids), 3.6), squeeze=False)
     for ax, (release, grid) in zip(axes[0], grids.items(), strict=True):

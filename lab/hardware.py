@@ -19,7 +19,7 @@ from unet import UNet
 
 
 def bfloat16_is_faster(device: torch.device) -> bool:
-    """Is a training faster in bfloat16 than in float32? The processor's instructions decide: a clock would give chance.
+    """Is a training faster in bfloat16 than in float32? The processor's instructions decide: a clock would vary.
 
     An AMD EPYC is twice as fast in it, an Intel Xeon without AMX a third slower, others many times.
     """

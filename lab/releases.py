@@ -63,8 +63,10 @@ class EvaluatedRun:
         if not self.models:
             raise BadInput(f"no trained model in {path}/: train one (python train.py --split A), or name another --run")
         self.first = next(iter(self.models.values()))
-        require_own_students(path, {} if models else self.models)
-        data.count(self.first.dataset["name"], args.data_dir or self.first.dataset["data_dir"])  # are its images there?
+        if not models:
+            require_own_students(path, self.models)
+            its = self.first.dataset
+            data.count(its["name"], args.data_dir or its["data_dir"])  # are its images there?
         if images is not None:
             self.images = images
             checkpoint.require_images(self.first, images)
@@ -100,7 +102,8 @@ class EvaluatedRun:
     def duplicates(self) -> int:
         """How many non-members are, pixel for pixel, also among the members."""
         members, others = self.indices(self.releases[0])
-        return sum(image.numpy().tobytes() in its for its in [self.distinct(members)] for image in self.images[others])
+        its = self.distinct(members)
+        return sum(image.numpy().tobytes() in its for image in self.images[others])
 
     def indices(self, release: str) -> tuple[Tensor, Tensor]:
         """The indices of a release's members, and of as many non-members."""
@@ -160,8 +163,8 @@ class EvaluatedRun:
         there = ((call, read_kept(path, key)) for call, path in paths.items())
         found = {call: torch.from_numpy(kept["scores"]) for call, kept in there if kept}
         if missing := [call for call in calls if call not in found]:
-            seeds = (seed_for(self.args.seed, "attack", *call) for call in missing)  # all models get the same noise
-            noise = {call: torch.Generator().manual_seed(seed) for call, seed in zip(missing, seeds, strict=True)}
+            # all models get the same noise
+            noise = {call: torch.Generator().manual_seed(seed_for(self.args.seed, "attack", *call)) for call in missing}
             attackers = {call: attacker_at(*call, generator) for call, generator in noise.items()}
 
             def batches(done: int) -> Iterator[tuple[Tensor, ...]]:

@@ -74,17 +74,18 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     parser.add_argument("--compile", action=BooleanOptionalAction, help=on)
     args = parser.parse_args(words)
     args.run = args.run or Path("runs") / args.dataset
-    require_possible(new_model(args) if args.split else None, args)  # what would fail later is refused now
+    args.wanted = new_model(args) if args.split else None
+    require_possible(args)  # what would fail later is refused now
     return args
 
 
 def main() -> None:
     args = parse_args()
     with together(args.device):  # with the other processes, if torchrun started several
-        wanted, teachers = student(args) if args.distill else (new_model(args), [])
+        wanted, teachers = student(args) if args.distill else (args.wanted, [])
         with claimed(wanted, args) as images:
             if images is not None:
-                train(wanted, images, teachers, args)
+                train(wanted, images, [one.eps_model(args.device) for one in teachers], args)
 
 
 def new_model(args: Namespace) -> Checkpoint:

@@ -27,12 +27,12 @@ FORMAT = "dualmd unfinished training 3"
 AVERAGES = "exp_avg", "exp_avg_sq"  # Adam's, of each weight
 
 
-def require_possible(wanted: Checkpoint | None, args: Namespace) -> None:
-    """Raise BadInput for what would fail after the images are there: call it before. A student (None) asks more."""
+def require_possible(args: Namespace) -> None:
+    """Raise BadInput for what would fail after the images are there: call it before. Teachers may yet be missing."""
     files.require_writable(args.run, directory=True)
     if args.export:
         files.require_writable(args.export)
-    wanted = wanted or (student(args)[0] if all(path_in(args.run, half).exists() for half in "AB") else None)
+    wanted = args.wanted or (student(args)[0] if all(path_in(args.run, half).exists() for half in "AB") else None)
     if not wanted:
         return
     checkpoint.require_size(wanted.dataset["size"], wanted.unet)
@@ -53,7 +53,7 @@ def is_trained(wanted: Checkpoint, args: Namespace) -> bool:
     return wanted.name in models
 
 
-def student(args: Namespace) -> tuple[Checkpoint, list[UNet]]:
+def student(args: Namespace) -> tuple[Checkpoint, list[Checkpoint]]:
     """The student of --distill without weights, with its teachers' settings except for --steps; the teachers A and B.
 
     Raises BadInput where a teacher is missing, or where a flag contradicts their settings.
@@ -72,7 +72,7 @@ def student(args: Namespace) -> tuple[Checkpoint, list[UNet]]:
     settings = a.settings | {"targets": args.distill, "teachers": checkpoint.weights_key(a, b)}
     settings["steps"] = args.steps or settings["steps"]
     wanted = Checkpoint(f"distill-{args.distill}", a.dataset, a.split, settings, a.unet)
-    return wanted, [a.eps_model(args.device), b.eps_model(args.device)]
+    return wanted, [a, b]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,15 +97,16 @@ class Split:
 
 
 def index_split(
-    n: int, members: int | None = None, seed: int = 0, pools: tuple[np.ndarray, np.ndarray] | None = None
+    n: int, members: int | None = None, seed: int = 0, pools: Sequence[np.ndarray] | None = None, block: int = 1
 ) -> Split:
     """Split the indices 0..n-1 into A, B, non-members and reference, by a permutation that depends on `seed` alone.
 
     The first half of a permutation is the members' pool, the second half the non-members'. `pools` gives two other
     arrays of indices instead, such as a published split; each is permuted. From each pool the first `members` indices
     are taken (an even number; default: as many as possible). The next ones of the non-members' pool, at most as many
-    again, are the reference model's. CIFAR-10's 50,000 give the field's convention: 25,000 members, 12,500 of them in
-    A and in B, 25,000 non-members, and no reference. Raises BadInput for an impossible number of members.
+    again, are the reference model's; `block` 2 gives those after them, and so on. CIFAR-10's 50,000 give the field's
+    convention: 25,000 members, 12,500 of them in A and in B, 25,000 non-members, and no reference. Raises BadInput for
+    an impossible number of members.
     """
     # RandomState: numpy promises that its stream never changes; torch and numpy's new generators do not promise that
     random = np.random.RandomState(seed)
@@ -118,7 +119,8 @@ def index_split(
     count = most if members is None else members
     if not (0 < count <= most) or count % 2:
         raise BadInput(f"--members {count}: must be even, and from 2 to {most} with these {n:,} images")
-    parts = pool[: count // 2], pool[count // 2 : count], nonmembers[:count], nonmembers[count : 2 * count]
+    others = nonmembers[block * count : (block + 1) * count]
+    parts = pool[: count // 2], pool[count // 2 : count], nonmembers[:count], others
     return Split(*(torch.from_numpy(indices.astype(np.int64)) for indices in parts))
 
 

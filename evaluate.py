@@ -1,7 +1,7 @@
 """Attack every model of a run, and write how well each attack tells members from non-members.
 
     python evaluate.py --attack pia        python evaluate.py --memorization        python evaluate.py --fid
-    python evaluate.py --list              python evaluate.py --checkpoint FILE --member-split NPZ --attack pia
+    python evaluate.py --frontier          python evaluate.py --checkpoint FILE --member-split NPZ --attack pia
 
 It prints a table and writes it into the run's directory, with figures: table.md, {results,steps,t}.json, *.png.
 With several runs, which differ in their seed, it gives the mean and the range over them. An AUC of 0.5 is a coin toss,
@@ -17,15 +17,13 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 import attacks
 import data
 import fid
 import metrics
-from lab import cli, figures, releases, reports, tables
+from lab import attackers, cli, figures, frontier, releases, reports, tables
 from lab.checkpoint import Checkpoint, load_run, require_size, snapshots, split_for, weights_key
 from lab.files import BadInput, require_writable
 from lab.published import load_published
@@ -35,7 +33,8 @@ from lab.releases import COMBINATIONS, GENERATING, RELEASES, EvaluatedRun
 PUBLISHED_T = dict.fromkeys(attacks.HOLDS, 200) | {"secmi": 100, "secmi_nn": 100}
 # the adaptive attacker chooses; small ones for SecMI and small networks. DualMD's A answers at four, B at the others
 GRID = [20, 30, 50, 100, 150, 200, 250, 300]
-# both are for T = 1000. For another T they are the same shares of it, rounded to a step of SecMI
+LONG = "rediffuse", "gsa"  # --frontier tries these at every second timestep, from 100 on
+# all are for T = 1000. For another T they are the same shares of it, rounded to a step of SecMI
 
 
 def parse_args(words: list[str] | None = None) -> Namespace:
@@ -49,11 +48,12 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     reference = "the attacker's own model (default: each run's reference.pt)"
     what.add_argument("--reference", type=cli.readable, help=reference)
     what.add_argument("--seed", type=cli.seed, default=0, help="seed of noise and of --checkpoint's split (default: 0)")
-    generated = parser.add_argument_group("generated images, and the list of models")
+    generated = parser.add_argument_group("generated images")
     instead = generated.add_mutually_exclusive_group()
     instead.add_argument("--memorization", action="store_true", help="copies among generated images")
     instead.add_argument("--fid", action="store_true", help="quality of generated images")
-    instead.add_argument("--list", action="store_true", help="the models in --run (default: runs/)")
+    which = "the models of reproduce.py --study frontier (--n adds what their images reveal, --fid their FIDs)"
+    generated.add_argument("--frontier", action="store_true", help=which)
     fid.add_weights(generated)
     generated.add_argument("--n", type=cli.natural, help="images that each model generates (default: one per member)")
     published = parser.add_argument_group("a model in pytorch-ddpm's format, as SecMI, PIA and SimA publish theirs")
@@ -64,6 +64,7 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     parser.add_argument("--print-only", action="store_true", help="no tables or figures as files (scores are kept)")
     args = parser.parse_args(words)
     args.batch = args.batch or (256 if args.device.type == "cuda" else 64)
+    args.n = args.n or (1000 if args.frontier and args.fid else None)
     if args.fid and args.n == 1:
         raise BadInput("--n 1: a FID takes two images at least")
     return args
@@ -71,17 +72,20 @@ def parse_args(words: list[str] | None = None) -> Namespace:
 
 def main() -> None:
     args = parse_args()
-    if args.list:
-        tables.print_models(args.run or [Path("runs")])
-        return
-    runs = [published_run(args)] if args.checkpoint else own_runs(args)
-    releases.require_comparable(runs)
-    paths = [run.path for run in runs]
+    if args.frontier:
+        paths = args.run or sorted((Path("runs") / f"frontier-{args.dataset}").glob("seed-*"))
+    else:
+        runs = [published_run(args)] if args.checkpoint else own_runs(args)
+        releases.require_comparable(runs)
+        paths = [run.path for run in runs]
     out = args.out or (paths[0] if len(paths) == 1 else Path(os.path.commonpath([path.absolute() for path in paths])))
     if not args.print_only:
         require_writable(out, directory=True)
     inception = fid.load(args.inception_weights, args.device) if args.fid else None
-    if args.memorization:
+    if args.frontier:
+        grid = {attack: args.grid or GRID[3::2] if attack in LONG else args.grid or GRID for attack in attacks_of(args)}
+        frontier.report(paths, grid, inception, args, out)
+    elif args.memorization:
         reports.memorization(runs, args, out)
     elif args.fid and not args.attack:
         reports.quality(runs, inception, args, out)
@@ -128,8 +132,7 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
     if without and len(without) < len(runs):
         advice = "train it, too (python train.py --split reference)"
         raise BadInput(f"--run: {without[0]} has no reference model, and others have: {advice}")
-    asked, calibrations = args.attack or cli.ATTACKS, [False] if without else [False, True]
-    chosen = [attack for attack in attacks.HOLDS if attack in asked or "all" in asked]
+    calibrations, chosen = [False] if without else [False, True], attacks_of(args)
     scaled = {t: max(10, round(t * runs[0].schedule.T / 1e4) * 10) for t in [*GRID, *PUBLISHED_T.values()]}
     fixed = {attack: scaled[PUBLISHED_T[attack]] if args.t is None else args.t for attack in chosen}
     grid = {attack: sorted({*(args.grid or map(scaled.get, GRID)), t}) for attack, t in fixed.items()}
@@ -139,7 +142,7 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
         load_run(path)  # a damaged one is refused now
 
     table = tables.membership(runs, inception.weights if inception else None)
-    results, curves, histograms = [], {}, {}
+    results, curves = [], {}
     for release in RELEASES:
         attacked = [run for run in runs if release in run.releases]
         possible = {attack: grid[attack] for attack in chosen if attacks.HOLDS[attack] in RELEASES[release].gives}
@@ -155,13 +158,12 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
                     found = {"model": release, "attack": label, "holds": attacks.HOLDS[attack]} | its_cost
                     its = *its_scores[attack], grid[attack], fixed[attack]
                     try:
-                        judged, curve, pair = judge(attack, *its, args, flips)
+                        judged, curve = judge(attack, *its, args, flips)
                     except ValueError as error:
                         raise BadInput(f"{label} on {release} of {run.path}: {error}") from error
                     rows += [found | one for one in judged]
                     if flips:
                         curves.setdefault((label, release), []).append(curve)
-                        histograms.setdefault((label, release), pair)
                 results += table.add(rows)
     closing = ["", *tables.overview(results), *tables.beside_the_paper(runs, results)]
     print(*closing, sep="\n")
@@ -176,7 +178,6 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
     mark = reports.mark(runs, args, inception)
     reports.write(out, mark, {"table.md": table.lines + closing, "results.json": results} | over)
     figures.roc_curves(out / "roc.png", curves, mark)
-    figures.histograms(out / "histograms.png", histograms, fixed, mark)
     figures.over(out / "steps.png", "steps", steps, mark)
     figures.over(out / "t.png", "t", over_t, mark)
     samples = [(name, RELEASES[name].models[0]) for run in own[:1] for name in run.releases if name in GENERATING]
@@ -185,17 +186,23 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
     print(f"table, results and figures are in {out}/")
 
 
+def attacks_of(args: Namespace) -> list[str]:
+    asked = args.attack or cli.ATTACKS
+    return [attack for attack in attacks.HOLDS if attack in asked or "all" in asked]
+
+
 def judge(
     attack: str, members: Tensor, nonmembers: Tensor, ts: list[int], t: int, args: Namespace, flips: bool = True
-) -> tuple[list[dict], metrics.ROC, tuple[np.ndarray, np.ndarray]]:
-    """Rows of results.json for both protocols; the adaptive one's ROC; the published one's scores of (non-)members.
+) -> tuple[list[dict], metrics.ROC]:
+    """Rows of results.json for both protocols, and the adaptive one's ROC.
 
     The scores (R, N) and (R, M) are those of `EvaluatedRun.scores`, with a row for each timestep of ts.
     """
     at = ts.index(t)
     if attack in attacks.FEATURES:  # the attacker has yet to learn from these rows
-        pair = learned(attack, members[at :: len(ts)], nonmembers[at :: len(ts)], args)
-        adaptive = metrics.judged_by_others(*learned(attack, members, nonmembers, args), args.seed)
+        learned = functools.partial(attackers.learned, attack, seed=args.seed, device=args.device)
+        pair = learned(members[at :: len(ts)], nonmembers[at :: len(ts)])
+        adaptive = metrics.judged_by_others(*learned(members, nonmembers), args.seed)
         picks, rules = [(t, 1) for t in ts], []  # they see all timesteps
     else:
         pair = members[at].numpy(), nonmembers[at].numpy()
@@ -204,21 +211,7 @@ def judge(
         rules = [COMBINATIONS[row // len(ts)] for row, _ in adaptive.choices] if len(members) > len(ts) else []
     published = metrics.published(*pair, args.seed)
     rows = [summary("published", [(t, 1)], COMBINATIONS[:1] if rules else [], published)]
-    return [*rows, summary("adaptive", picks, rules, adaptive)], adaptive.curve, pair
-
-
-def learned(attack: str, members: Tensor, nonmembers: Tensor, args: Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Scores by features (R, N, ...) and (R, M, ...): each half gets them from an attacker who learned on the other."""
-    learn = attacks.gsa if attack == "gsa" else functools.partial(attacks.secmi_nn, seed=args.seed)
-    both = [features.transpose(0, 1).flatten(1, 2).float() for features in (members, nonmembers)]
-    scores = np.empty(len(both[0])), np.empty(len(both[1]))
-    cut = metrics.halves(*map(len, both), args.seed)
-    for mine, other in (cut, cut[::-1]):
-        known, others = (torch.cat([both[0][half[0]], both[1][half[1]]]).to(args.device) for half in (mine, other))
-        is_member = torch.arange(len(known), device=args.device) < len(mine[0])
-        found = learn(known, is_member, others).cpu().numpy()
-        scores[0][other[0]], scores[1][other[1]] = np.split(found, [len(other[0])])
-    return scores
+    return [*rows, summary("adaptive", picks, rules, adaptive)], adaptive.curve
 
 
 def summary(protocol: str, picks: list[tuple[int, int]], rules: list[str], result: metrics.Result) -> dict:

@@ -1,11 +1,14 @@
 """The whole study: train the undefended model, A, B and the student, sample from them, attack them, look for copies.
 
-    python reproduce.py
+    python reproduce.py                    python reproduce.py --study frontier
 
 Without a flag it draws the toy data, and takes minutes on two cores. It is a list of commands that anybody could type.
 It runs as many at a time as there are cores. It leaves out the trainings whose model is there already, and the other
 commands keep what takes long, so that the same command continues after Ctrl-C. Each seed is a training of all models,
 in a directory of its own.
+
+--study frontier asks another question: does a defended model leak less than a plain one of the same quality, or of the
+same cost? It trains undefended models of several lengths, and defended ones of teachers of several lengths.
 """
 
 import shlex
@@ -21,11 +24,17 @@ from lab.files import BadInput
 from lab.jobs import Job, run_all
 from lab.reports import remove_results
 
-PRESETS = "tiny", "small", "cifar10"  # train.py's
+PRESETS = {"tiny": 1300, "small": 9600, "cifar10": 780_000}  # train.py's, and their steps
 
 
 def main() -> None:
     parser = cli.parser(__doc__, dataset="toy", members="(default: the preset's)")
+    studies = "the defences and their attacks, or their price beside shorter trainings (default: %(default)s)"
+    parser.add_argument("--study", choices=["defence", "frontier"], default="defence", help=studies)
+    full = "of the frontier, all models and attacks (default: what takes half an hour on two cores)"
+    parser.add_argument("--full", action="store_true", help=full)
+    several = "reference models of full length of the frontier (default: 1, with --full 4)"
+    parser.add_argument("--references", type=cli.natural, help=several)
     size = parser.add_argument_group("size of the study (train.py's flags)")
     size.add_argument("--preset", choices=PRESETS, default="tiny", help="minutes, hours, days (default: %(default)s)")
     size.add_argument("--size", type=cli.natural, help="side of the images in pixels (default: the preset's)")
@@ -39,12 +48,13 @@ def main() -> None:
     fid.add_weights(judged, default=None)
     judged.add_argument("--n", type=cli.natural, help="images that each model generates (default: one per member)")
     args = parser.parse_args()
-    args.run = args.run or Path("runs") / args.dataset
+    about = frontier if args.study == "frontier" else study
+    args.run = args.run or Path("runs") / (f"frontier-{args.dataset}" if about == frontier else args.dataset)
     cores = torch.get_num_threads() if args.device.type == "cpu" else 1  # on a GPU one command at a time
-    for job in study(args, cores, with_fid=args.inception_weights is not None):
+    for job in about(args, cores, with_fid=args.inception_weights is not None):
         job.check()
-    without_fid = reason_without_fid(args)
-    jobs = study(args, cores, with_fid=not without_fid)
+    without_fid = reason_without_fid(args) if about == study or args.full else ""
+    jobs = about(args, cores, with_fid=without_fid is None)
     print(f"{args.run}/: {len(jobs)} commands, as many at a time as {cores} core(s) allow:\n")
     for job in jobs:
         print(f"  {job}{'  # done already' if job.done else ''}")
@@ -117,6 +127,55 @@ def study(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
     # after --memorization, which keeps the images that it generates
     quality = [add("evaluate.py", *fids, *all_runs, needs=[copies])] if with_fid else []
     add("evaluate.py", "--attack", *args.attack, *fids, *all_runs, needs=[*everything, copies, *quality], cores=cores)
+    return jobs
+
+
+def frontier(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
+    """The commands of --study frontier. A model's directory is named after its steps, and those of its teachers."""
+    if (unit := args.steps or PRESETS[args.preset]) < 8:
+        raise BadInput(
+            f"--steps {unit}: the shortest training of --study frontier has an eighth of them, so take 8 or more"
+        )
+    double, full, half, quarter, eighth = lengths = [unit * eighths // 8 for eighths in (16, 8, 4, 2, 1)]
+    references = range(1, 1 + (args.references or (4 if args.full else 1)))
+    models = [(f"undefended-{steps}", steps, ["all"]) for steps in lengths]
+    for steps in lengths[1:] if args.full else (full, quarter):
+        models += [(f"halves-{steps}", steps, [images]) for images in "AB"]
+    models += [(f"reference-{full}-{k}", full, ["reference", "--block", k]) for k in references]
+    students = [("cross", full, full), ("cross", full, quarter)]
+    if args.full:
+        models += [(f"reference-{steps}-1", steps, ["reference"]) for steps in (double, half, quarter, eighth)]
+        models += [(f"other-{quarter}", quarter, ["reference", "--block", references.stop])]  # no attacker's
+        models += [(f"dropout-{full}", full, ["all", "--dropout", 0.3]), (f"flip-{full}", full, ["all", "--flip"])]
+        models += [(f"decay-{full}", full, ["all", "--weight-decay", 0.5])]
+        students += [("cross", full, half), ("cross", full, eighth), ("cross", half, full), ("cross", half, quarter)]
+        students += [(name, full, steps) for name in ("average", "ordinary") for steps in (full, quarter)]
+        students += [("unseen", full, quarter)]
+    of = {"cross": "halves", "average": "halves", "ordinary": "undefended", "unseen": "other"}
+    names = "preset", "members", "size", "member_split"
+    new = flags(**{name: getattr(args, name) for name in names})
+    data = flags(dataset=args.dataset, data_dir=args.data_dir, device=args.device)
+    judge = ["evaluate.py", "--frontier", "--attack", *(["all"] if args.full else args.attack)]
+    judge += flags(n=args.n or (1000 if args.full else None))
+    judge += ["--fid", *flags(inception_weights=args.inception_weights)] if with_fid else []
+    runs, jobs = [args.run / f"seed-{seed}" for seed in range(args.seeds)], []
+
+    def add(words: list, **rest) -> None:
+        jobs.append(Job(["python", *map(str, words), *data], **rest))
+
+    for seed, run in enumerate(runs):
+        first = len(jobs)
+        for folder, steps, words in models:
+            size = [*new, "--seed", seed, "--steps", steps, "--run", run / folder]
+            add(["train.py", "--split", *words, *size], makes=run / folder / f"{words[0]}.pt")
+        for name, steps, theirs in students:
+            needs = [job for job in jobs[first:] if job.makes.parent == run / f"{of[name]}-{theirs}"]
+            into, targets = run / f"{name}-{steps}-of-{theirs}", name if of[name] == "halves" else "single"
+            words = ["--distill", targets, "--teachers", *(job.makes for job in needs), "--steps", steps, "--run", into]
+            add(["train.py", *words], needs=needs, makes=into / f"distill-{targets}.pt")
+        if run != runs[-1]:  # its scores are kept; the last run's come with the table
+            add([*judge, "--print-only", "--run", run], needs=jobs[first:])
+    add([*judge, "--run", *runs, "--out", args.run], needs=[*jobs], cores=cores)
     return jobs
 
 

@@ -14,6 +14,7 @@ several processes compute together what one process would compute.
 import copy
 import math
 from argparse import BooleanOptionalAction, Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,14 +56,19 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     which = parser.add_argument_group("which model").add_mutually_exclusive_group(required=True)
     images = "training images: half A, half B, all members (the undefended model), or an attacker's own images"
     which.add_argument("--split", choices=["A", "B", "all", "reference"], help=images)
-    teachers = "a student of A and B. cross (default): the teacher that never saw an image predicts its targets, as in "
-    teachers += "DistillMD; average: the mean of both teachers, a variant"
-    which.add_argument("--distill", choices=["cross", "average"], nargs="?", const="cross", help=teachers)
-    size = parser.add_argument_group("how large (a student has its teachers' values, except for --steps)")
+    targets = "a student. cross (default): A and B teach it, each about the images that it never saw, as in DistillMD; "
+    targets += "average: with the mean of both, a variant; single: ordinary distillation, by one teacher"
+    which.add_argument("--distill", choices=["cross", "average", "single"], nargs="?", const="cross", help=targets)
+    parser.add_argument("--teachers", metavar="FILE", type=Path, nargs="+", help="teachers' files (default: in --run)")
+    size = parser.add_argument_group("how it is trained (a student has its teachers' values, except for --steps)")
     size.add_argument("--preset", choices=PRESETS, help="minutes, hours, days (default: tiny)")
     size.add_argument("--size", type=cli.natural, help="side of the images in pixels (default: the preset's)")
     size.add_argument("--steps", type=cli.natural, help="batches to learn from (default: the preset's)")
     size.add_argument("--seed", type=cli.seed, help="seed of everything random (default: 0)")
+    size.add_argument("--flip", action="store_true", help="half of the images mirrored (default: the preset's)")
+    size.add_argument("--dropout", type=float, help="share of activations set to 0 (default: the preset's)")
+    size.add_argument("--weight-decay", type=float, help="AdamW's (default: 0)")
+    size.add_argument("--block", type=cli.natural, default=1, help="number of a reference's set of images (default: 1)")
     files = parser.add_argument_group("what is saved")
     snapshots = "models to keep, evenly spaced over the training (default: %(default)s, the last one)"
     files.add_argument("--snapshots", type=cli.natural, default=1, help=snapshots)
@@ -93,18 +99,19 @@ def new_model(args: Namespace) -> Checkpoint:
     name = args.preset or "tiny"
     preset, seed = PRESETS[name], args.seed or 0
     dataset = {"name": args.dataset, "data_dir": args.data_dir, "size": args.size or preset["size"], "seed": seed}
-    split = split_for(args, data.count(args.dataset, args.data_dir), preset["members"])
+    split = split_for(args, data.count(args.dataset, args.data_dir), preset["members"], args.block)
     settings = {"preset": name, "seed": seed, "members": len(split.members)} | preset["train"]
-    settings |= {"steps": args.steps or settings["steps"], "targets": "noise", "teachers": None}
-    settings["member_split"] = args.member_split and str(args.member_split)
-    return Checkpoint(args.split, dataset | {"sha256": None}, split, settings, preset["unet"])
+    settings |= {"steps": args.steps or settings["steps"], "flip": args.flip or settings["flip"], "targets": "noise"}
+    settings |= {"weight_decay": args.weight_decay, "member_split": args.member_split and str(args.member_split)}
+    unet = preset["unet"] if args.dropout is None else replace(preset["unet"], dropout=args.dropout)
+    return Checkpoint(args.split, dataset | {"sha256": None}, split, settings, unet)
 
 
 def train(wanted: Checkpoint, images: Tensor, teachers: list[UNet], args: Namespace) -> float:
     """Train the `wanted` model on those of `images` that it lists, and save it in --run. Returns images per second.
 
-    This is DDPM's algorithm 1. images are uint8 (N, 3, H, W), the whole dataset. With `teachers`, A and B in eval mode
-    with their averaged weights, a student learns to predict what they predict.
+    This is DDPM's algorithm 1. images are uint8 (N, 3, H, W), the whole dataset. With `teachers`, A and B or a single
+    one, in eval mode with their averaged weights, a student learns to predict what they predict.
     """
     settings, device, schedule = wanted.settings, args.device, wanted.noise_schedule()
     seed, batch, trained_on = settings["seed"], settings["batch"], wanted.trained_on
@@ -115,7 +122,7 @@ def train(wanted: Checkpoint, images: Tensor, teachers: list[UNet], args: Namesp
     torch.manual_seed(seed_for(seed, wanted.name, "init"))
     model = UNet(wanted.unet).to(device)
     ema = copy.deepcopy(model).requires_grad_(False)  # the average of the weights: it is saved, sampled and attacked
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"], fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings["weight_decay"] or 0.0, fused=True)
     with resumable(wanted, args, model, ema, optimizer) as progress:
         # the same model; with several processes, backward() takes the mean of their gradients
         network = accelerated(model, ema, args, progress.total - progress.step)
@@ -139,7 +146,9 @@ def train(wanted: Checkpoint, images: Tensor, teachers: list[UNet], args: Namesp
             mine, weight = share(len(rows), model)
             x_t, t, target = x_t[mine], timesteps[mine], eps[mine]
             with torch.autocast(device.type, torch.bfloat16, enabled=lower):
-                if teachers:
+                if len(teachers) == 1:
+                    target = teachers[0](x_t, t)
+                elif teachers:
                     target = distill_targets(*teachers, x_t, t, in_a[rows[mine]], settings["targets"])
                 loss = weight * training_loss(network, x_t, t, target)
 

@@ -22,7 +22,7 @@ from unet import UNet, UNetConfig
 
 FORMAT = "dualmd checkpoint 2"
 KIND = "a checkpoint of this project"
-NAMES = ("all", "A", "B", "distill-cross", "distill-average", "reference")  # the last one is the attacker's own
+NAMES = ("all", "A", "B", *(f"distill-{targets}" for targets in ("cross", "average", "single")), "reference")
 
 
 @dataclass
@@ -123,10 +123,10 @@ def require_same_images(one: Checkpoint, other: Checkpoint, run: Path) -> None:
         raise BadInput(f"{run}: {other.name} and {one.name} differ ({found}); {advice}")
 
 
-def split_for(args: Namespace, n: int, members: int | None = None) -> Split:
+def split_for(args: Namespace, n: int, members: int | None = None, block: int = 1) -> Split:
     """The split of n images that --members (default: `members`), --seed and --member-split ask for."""
     pools = published_split(args.member_split, n) if args.member_split else None
-    return data.index_split(n, args.members or members, args.seed or 0, pools)
+    return data.index_split(n, args.members or members, args.seed or 0, pools, block)
 
 
 def load_images(checkpoint: Checkpoint, data_dir: str | None) -> Tensor:
@@ -161,14 +161,16 @@ def weights_key(*models: Checkpoint) -> str:
 
 # --- what a file may say ------------------------------------------------------------------------------
 
-# The rule of each value: all that it can be, the ends of a range of fractions, its type, or [the rule of each entry of
-# a tuple]. The ranges are wide, but nothing that is built from a stranger's numbers may fill the memory.
+# The rule of each value: all that it can be, the ends of a range of fractions (with None if it can be that), its type,
+# or [the rule of each entry of a tuple]. The ranges are wide, but nothing that is built from a stranger's numbers may
+# fill the memory.
 SEED, SIZE, COUNT, FRACTION = range(2**32), range(1, LARGEST_SIZE + 1), range(1, 2**31), (0.0, 1.0)
 RULES = {
     "dataset": {"name": DATASETS, "data_dir": str | None, "size": SIZE, "seed": SEED, "sha256": str},
     "settings": {"preset": str, "seed": SEED, "members": COUNT, "steps": COUNT, "batch": COUNT, "lr": (0.0, 10.0)}
     | {"warmup": COUNT, "cosine": bool, "ema": FRACTION, "flip": bool, "bfloat16": bool}
-    | {"member_split": str | None, "teachers": str | None, "targets": ("noise", "cross", "average")},
+    | {"member_split": str | None, "teachers": str | None, "targets": ("noise", "cross", "average", "single")}
+    | {"weight_decay": (0.0, 10.0, None), "epsilon": (0.1, 1e4, None)},
     "schedule": {"T": range(1, 10**5), "beta_1": (1e-9, 0.999), "beta_T": (1e-9, 0.999)},
     "unet": {"ch": range(2, 4097, 2), "mult": [range(1, 65)], "attn": [range(8)], "blocks": range(1, 17)}
     | {"dropout": (0.0, 0.99), "groups": range(1, 4097)},
@@ -190,7 +192,7 @@ def require_rules(content: dict[str, dict]) -> None:
             elif isinstance(rule, tuple) and isinstance(rule[0], str):
                 fits = type(value) is str and value in rule
             elif isinstance(rule, tuple):
-                fits = type(value) in (int, float) and rule[0] <= value <= rule[1]
+                fits = value in rule[2:] or (type(value) in (int, float) and rule[0] <= value <= rule[1])
             else:
                 fits = isinstance(value, rule)
             if not fits:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from lab import tables
 from lab.files import atomic_write
 from metrics import ROC
 
@@ -15,6 +16,7 @@ matplotlib.use("agg")  # files only: it needs no display
 from matplotlib import pyplot as plt  # noqa: E402
 
 # the colours of Okabe and Ito
+COLOURS = ["#000000", "#56B4E9", "#009E73", "#F0E442", "#999999", "#CC79A7", "#0072B2", "#D55E00"]
 STYLES = {
     "undefended": ("#000000", "-"),
     "A alone": ("#56B4E9", "-"),
@@ -24,6 +26,7 @@ STYLES = {
     "DualMD leaked": ("#CC79A7", "-."),
     "DistillMD": ("#D55E00", ":"),
     "averaged targets": ("#E69F00", (0, (5, 1, 1, 1, 1, 1))),
+    "ordinary distillation": ("#56B4E9", (0, (1, 3))),
 }
 
 
@@ -89,30 +92,25 @@ def over(path: Path, x: str, rows: Sequence[dict], mark: str = "") -> None:
     save(figure, path, mark)
 
 
-def histograms(path: Path, scores: dict[tuple[str, str], tuple], t: dict[str, int], mark: str = "") -> None:
-    """Scores of (members, non-members) at each attack's t: a row for each attack, a column for each release."""
-    attacks, releases = (list(dict.fromkeys(names)) for names in zip(*scores, strict=True))
-    size = (2.6 * len(releases), 2 * len(attacks) + 0.6)
-    figure, axes = plt.subplots(len(attacks), len(releases), figsize=size, squeeze=False)
-    for row, attack in enumerate(attacks):
-        for column, release in enumerate(releases):
-            ax = axes[row, column]
-            if row == 0:
-                ax.set_title(release, fontsize=10)
-            if (attack, release) not in scores:  # the attacker does not hold the weights
-                ax.set_axis_off()
-                continue
-            members, nonmembers = scores[attack, release]
-            # the lowest 2 % go into the first bar: a few outliers would press all other scores into one
-            low, high = np.quantile(np.concatenate([members, nonmembers]), [0.02, 1])
-            bins = np.linspace(low, high, 25) if low < high else 25
-            ax.hist(np.clip(nonmembers, low, high), bins, color="#999999", label="non-members")
-            ax.hist(np.clip(members, low, high), bins, color="#D55E00", histtype="step", linewidth=1.4, label="members")
-            ax.set_yticks([])
-            ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
-            ax.tick_params(labelsize=7)
-            if column == 0:
-                ax.set_ylabel(f"{attack}, t = {t[attack.removesuffix('-ref')]}")
+def frontier(path: Path, rows: Sequence[dict], mark: str = "") -> None:
+    """What the strongest attacker by predictions gets from each model, over its held-out loss: AUC, and TPR at 1 % FPR.
+
+    Bars are intervals. The undefended models, which differ in the length of their training, are connected.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5))
+    for k, (family, label) in enumerate(tables.FAMILY.items()):
+        if not (its := [row for row in rows if row["family"] == family]):
+            continue
+        x, found = [np.mean(row["held_out_loss"]) for row in its], [row["predictions"] for row in its]
+        style = {"color": COLOURS[k % 8], "marker": "os^Dv<>pP*X"[k], "linewidth": 1.2 if k == 0 else 0, "label": label}
+        auc, (low, high) = np.array([one["auc"] for one in found]), np.transpose([one["auc_95"] for one in found])
+        axes[0].errorbar(x, auc, np.abs([auc - low, high - auc]), elinewidth=0.7, **style)
+        tpr = [np.nan if None in one["tpr_at_1"] else np.mean(one["tpr_at_1"]) for one in found]
+        axes[1].plot(x, tpr, **style)
+        for row, *at in zip(its, x, auc, strict=True):
+            axes[0].annotate(row["model"].removeprefix(label), at, (4, 3), textcoords="offset points", fontsize=6)
+    for ax, name in zip(axes, ("AUC", "TPR at 1 % FPR"), strict=True):
+        ax.set(xlabel="held-out loss", ylabel=f"{name} of the strongest attacker")
     save(figure, path, mark)
 
 

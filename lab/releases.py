@@ -43,6 +43,7 @@ RELEASES = {
     "DualMD leaked": Release(("A", "B"), RELEASED),
     "DistillMD": Release(("distill-cross",), RELEASED),
     "averaged targets": Release(("distill-average",), RELEASED),  # a variant of DistillMD
+    "ordinary distillation": Release(("distill-single",), RELEASED),
 }
 # the releases that generate images; an attacker with A and B would sample from them as the pipeline does
 GENERATING = [name for name, release in RELEASES.items() if len(release.models) == 1]
@@ -119,7 +120,7 @@ class EvaluatedRun:
         reference's last.
         """
         names, sides = [*RELEASES[release].models, *(["reference"] if calibrate else [])], self.indices(release)
-        found, result = [self._scores(name, torch.cat(sides), wanted) for name in names], {}
+        found, result = [self.scores_of(name, torch.cat(sides), wanted) for name in names], {}
         for attack in wanted:
             rows = [one[attack] for one in found]
             if calibrate and attack not in attacks.FEATURES:
@@ -155,7 +156,7 @@ class EvaluatedRun:
         """The `identity` of one of its eps models."""
         return identity(self.first, *(self.models[half] for half in ("AB" if name.startswith("dual") else [name])))
 
-    def _scores(self, name: str, indices: Tensor, wanted: dict[str, list[int]]) -> dict[str, Tensor]:
+    def scores_of(self, name: str, indices: Tensor, wanted: dict[str, list[int]]) -> dict[str, Tensor]:
         """One eps model's scores (T, N) of these images. Those that scores/ already has are not computed again."""
         key = key_of(self.identity(name), str(self.args.seed), indices.numpy())
         calls, start = [(attack, t) for attack, ts in wanted.items() for t in ts], name.replace(" ", "-")
@@ -222,7 +223,8 @@ def generates_as(release: str) -> str:
 def require_own_students(path: Path, models: dict[str, Checkpoint]) -> None:
     """Raise BadInput where a student was taught by others than the A and B beside it, such as before a --restart."""
     key = {"A", "B"} <= models.keys() and checkpoint.weights_key(models["A"], models["B"])
-    if others := [model for model in models.values() if key and model.settings["teachers"] not in (None, key)]:
+    students = [model for model in models.values() if model.settings["targets"] in ("cross", "average")]
+    if others := [model for model in students if key and model.settings["teachers"] != key]:
         again = f"train it again (python train.py --distill {others[0].settings['targets']} --restart)"
         raise BadInput(f"{path}/{others[0].name}.pt was taught by others than its A.pt and B.pt: {again}")
 

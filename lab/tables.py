@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import checkpoint
-from lab.files import BadInput
 from lab.releases import EvaluatedRun
 from metrics import wilson
 
+FAMILY = {  # the study frontier's families, by the first word of a directory
+    "undefended": "undefended", "dropout": "dropout", "flip": "flips", "decay": "weight decay", "private": "DP-SGD",
+    "half": "half of the members", "halves": "DualMD", "cross": "DistillMD", "average": "averaged targets",
+    "ordinary": "ordinary distillation", "unseen": "teacher of other images",
+}  # fmt: skip
+EQUAL = {"held_out_loss": "held-out loss", "fid": "FID", "compute": "compute"}
 # Columns: heading, width, key of the results, form of the cells (see `cell`), and a protocol if only its results count.
 # In a heading, {} stands for the meaning of the brackets below it.
 MODEL = [("model", 17, "model", ""), ("held-out", 8, "held_out_loss", ".4f")]
@@ -165,21 +169,41 @@ def beside_the_paper(runs: list[EvaluatedRun], rows: list[dict]) -> list[str]:
     return ["", *aligned(table)]
 
 
-def print_models(roots: list[Path]) -> None:
-    """Print a row for each finished model in these directories and those below, without snapshots."""
-    files = [path for root in roots for path in sorted(root.rglob("*.pt")) if path.stem in checkpoint.NAMES]
-    paths, rows, unreadable = [path for path in files if not path.parent.name.startswith("step-")], [], []
-    for path in paths:
-        try:
-            model = checkpoint.load(path)
-        except BadInput as error:
-            unreadable.append(str(error))
-            continue
-        its, size = model.settings, model.dataset["size"]
-        row = path, model.dataset["name"], f"{size}x{size}", f"{len(model.trained_on):,}"
-        row += f"{len(model.split.members):,}", f"{its['steps']:,}", its["seed"], f"{model.parameters:,}"
-        rows.append([*map(str, row), str(path.stat().st_size // 1000)])
-    if not paths:
-        raise BadInput(f"no trained model in {', '.join(map(str, roots))}: train one (python train.py --split A)")
-    names = "model", "dataset", "images", "trained on", "members", "steps", "seed", "parameters", "kB"
-    print(*aligned([names, *rows]), *unreadable, sep="\n")
+def frontier(paths: list[Path], rows: list[dict]) -> list[str]:
+    """Three tables: every model; each one beside the undefended models; and how strong each attacker is."""
+    qualities = [column for column in (("FID", "fid", ".1f"), ("set-level p", "set_p", ".3f")) if column[1] in rows[0]]
+    first = [["model", "compute", "held-out loss", *(heading for heading, *_ in qualities)]]
+    first[0] += [word for holds in ("predictions", "weights") for word in (f"AUC by {holds}", "attacker", "TPR@1%")]
+    second = [["model: AUC minus an undefended model's", *(f"at equal {x}" for k, x in EQUAL.items() if k in rows[0])]]
+    for row in rows:
+        cells = [row["model"], f"{row['compute']:,.0f}", f"{np.mean(row['held_out_loss']):.4f}"]
+        cells += [format(np.mean(row[key]), form) for _, key, form in qualities]
+        for holds in ("predictions", "weights"):
+            its, picks = row[holds], [pick for both in row[holds]["attacker"] for pick in both]
+            who = max(picks, key=picks.count) + (" …" if len({*picks}) > 1 else "")
+            tpr = "–" if None in its["tpr_at_1"] else f"{np.mean(its['tpr_at_1']):.2f}"
+            cells += [interval(its["auc"], its["auc_95"]), who, tpr]
+            found = [its[f"at_equal_{x}"] for x in EQUAL if f"at_equal_{x}" in its]
+            second += [[f"{row['model']}, by {holds}", *map(difference, found)]] if found else []
+        first.append(cells)
+    its = [row["weights"]["auc_by_attacker"] for row in rows]
+    mean = [{name: np.mean([one[name] for one in several]) for name in several[0]} for several in its]
+    third, best = (
+        [["attacker", "mean AUC", "largest", "models", "the strongest of"]],
+        [max(one, key=one.get) for one in mean],
+    )
+    aucs = {name: [one[name] for one in mean if name in one] for every in mean for name in every}
+    for name, found in sorted(aucs.items(), key=lambda item: -np.mean(item[1])):
+        third.append([name, f"{np.mean(found):.3f}", f"{max(found):.3f}", str(len(found)), str(best.count(name))])
+    what = f"{', '.join(map(str, paths))}: means over {len(paths)} trainings of each model, with 95 % intervals"
+    return [what, "", *aligned(first), "", *aligned(second), "", *aligned(third)]
+
+
+def interval(value: float, ends: Sequence[float], sign: str = "") -> str:
+    return f"{value:{sign}.3f} [{ends[0]:{sign}.2f} {ends[1]:{sign}.2f}]"
+
+
+def difference(found: dict) -> str:
+    """≥ and ≤ are bounds: in some training no undefended model is so bad, or so good."""
+    bound = {(): "", ("at least",): "≥ ", ("at most",): "≤ "}.get(tuple(found["bounds"]), "≷ ")
+    return f"{bound}{interval(found['difference'], found['difference_95'], '+')}: {found['verdict']}"

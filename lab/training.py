@@ -32,10 +32,16 @@ def require_possible(args: Namespace) -> None:
     files.require_writable(args.run, directory=True)
     if args.export:
         files.require_writable(args.export)
-    wanted = args.wanted or (student(args)[0] if all(path_in(args.run, half).exists() for half in "AB") else None)
+    if args.teachers and not args.distill:
+        raise BadInput("--teachers: only a student (--distill) has teachers")
+    wanted = args.wanted or (student(args)[0] if all(path.exists() for path in teachers_of(args)) else None)
     if not wanted:
         return
     checkpoint.require_size(wanted.dataset["size"], wanted.unet)
+    try:
+        checkpoint.require_rules({"settings": wanted.settings, "unet": vars(wanted.unet)})
+    except ValueError as error:
+        raise BadInput(f"no file may hold such a model ({error}): change the flag, or train.py's preset") from error
     if len(wanted.trained_on) == 0:
         scored = f"all {len(wanted.split.nonmembers):,} non-members will be scored, and no image is left to train on"
         raise BadInput(f"--split reference: {scored}; take fewer --members, for every model of the run")
@@ -53,44 +59,55 @@ def is_trained(wanted: Checkpoint, args: Namespace) -> bool:
     return wanted.name in models
 
 
+def teachers_of(args: Namespace) -> list[Path]:
+    """The files of a student's teachers. Raises BadInput where --teachers are not as many as --distill needs."""
+    names = ["all"] if args.distill == "single" else ["A", "B"]
+    if args.teachers and len(args.teachers) != len(names):
+        raise BadInput(f"--teachers: {len(args.teachers)} given, and --distill {args.distill} takes {len(names)}")
+    return args.teachers or [path_in(args.run, name) for name in names]
+
+
 def student(args: Namespace) -> tuple[Checkpoint, list[Checkpoint]]:
-    """The student of --distill without weights, with its teachers' settings except for --steps; the teachers A and B.
+    """The student of --distill without weights, with its teachers' settings except for --steps; and the teachers.
 
     Raises BadInput where a teacher is missing, or where a flag contradicts their settings.
     """
-    a, b = (checkpoint.load(path_in(args.run, half)) for half in "AB")
-    checkpoint.require_same_images(a, b, args.run)
-    for flag in ("preset", "size", "members", "seed"):
-        given, theirs = getattr(args, flag), (a.dataset | a.settings)[flag]
-        if given not in (None, theirs):
-            raise BadInput(f"--{flag} {given}: the teachers in {args.run}/ were trained with {theirs}")
+    paths = teachers_of(args)
+    teachers, trained = (
+        [checkpoint.load(path) for path in paths],
+        f"the teachers in {paths[0].parent}/ were trained with",
+    )
+    a, last = teachers[0], teachers[-1]
+    checkpoint.require_same_images(a, last, args.run)
+    if len(teachers) == 2 and (a.name, last.name) != ("A", "B"):
+        raise BadInput(f"--teachers: the first must be A and the second B, not {a.name} and {last.name}")
+    for flag in ("preset", "size", "members", "seed", "flip", "dropout", "weight_decay"):
+        given, theirs = getattr(args, flag), (a.dataset | a.settings | vars(a.unet))[flag]
+        if given not in (None, False, theirs):
+            raise BadInput(f"--{flag.replace('_', '-')} {given}: {trained} {theirs}")
     if args.member_split:
         args.members, args.seed = a.settings["members"], a.settings["seed"]
         split = checkpoint.split_for(args, data.count(a.dataset["name"], args.data_dir or a.dataset["data_dir"]))
         if a.difference(dataclasses.replace(a, split=split), "split"):
-            raise BadInput(f"--member-split {args.member_split}: the teachers in {args.run}/ were trained with another")
-    settings = a.settings | {"targets": args.distill, "teachers": checkpoint.weights_key(a, b)}
+            raise BadInput(f"--member-split {args.member_split}: {trained} another")
+    settings = a.settings | {"targets": args.distill, "teachers": checkpoint.weights_key(*teachers)}
     settings["steps"] = args.steps or settings["steps"]
     wanted = Checkpoint(f"distill-{args.distill}", a.dataset, a.split, settings, a.unet)
-    return wanted, [a, b]
+    return wanted, teachers
 
 
 @contextmanager
 def claimed(wanted: Checkpoint, args: Namespace) -> Iterator[Tensor | None]:
     """Keep other processes from training the `wanted` model. Yield its images; None if it is trained already.
 
-    When the block ends, --export is written. Raises BadInput where another process trains this model, where the models
-    in --run come from other settings or images, and where `load` would refuse the model after its training.
+    When the block ends, --export is written. Raises BadInput where another process trains this model, and where the
+    models in --run come from other settings or images.
     """
     its, path, first = wanted.dataset, path_in(args.run, wanted.name), distributed.RANK == 0
     print(f"preset {wanted.settings['preset']}: {its['size']}x{its['size']} images, {wanted.unet.ch} channels")
     if args.export:
         require_publishable(wanted.unet)
     images = checkpoint.load_images(wanted, args.data_dir)
-    try:
-        checkpoint.require_rules(dataclasses.asdict(wanted))
-    except ValueError as error:
-        raise BadInput(f"no file may hold such a model ({error}): change the flag, or train.py's preset") from error
     with files.exclusive(path) if first else nullcontext():
         if trained := is_trained(wanted, args):
             print(f"{path} is trained already (--restart begins anew)")

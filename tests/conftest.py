@@ -60,6 +60,7 @@ def published_split() -> Path:
 def settings(**changes) -> dict:
     """What a checkpoint says of its training: the tiny preset's, with seed 0."""
     said = {"preset": "tiny", "seed": 0, "members": 4, "member_split": None, "targets": "noise", "teachers": None}
+    said |= {"weight_decay": None, "epsilon": None}
     return said | train.PRESETS["tiny"]["train"] | changes
 
 

@@ -167,8 +167,9 @@ def test_sizes_that_do_not_fit_each_other(tmp_path):
 def test_a_checkpoint_of_before_is_read(tmp_path):
     """From before students said who their teachers were; what may be None may be missing."""
     content = {"format": checkpoint.FORMAT} | dataclasses.asdict(example())
-    for part, entry in (("settings", "teachers"), ("settings", "member_split"), ("dataset", "data_dir")):
+    for part, entry in (("settings", name) for name in ("teachers", "member_split", "weight_decay", "epsilon")):
         del content[part][entry]
+    del content["dataset"]["data_dir"]
     torch.save(content, tmp_path / "A.pt")
     loaded = checkpoint.load(tmp_path / "A.pt")
     assert loaded.settings == settings() | {"member_split": None} and loaded.dataset["data_dir"] is None

@@ -107,7 +107,7 @@ def test_without_weights_fid_is_left_out(tmp_path, monkeypatch):
 
 
 def test_sizes_and_devices(tmp_path):
-    assert tuple(train.PRESETS) == reproduce.PRESETS
+    assert {name: its["train"]["steps"] for name, its in train.PRESETS.items()} == reproduce.PRESETS
     real = {"dataset": "cifar10", "data_dir": "d"}
     for changes, expected in (
         (real, "--preset tiny --seed 0 --dataset cifar10 --data-dir d --device cpu"),
@@ -120,6 +120,65 @@ def test_sizes_and_devices(tmp_path):
     for members, there in ((None, False), (12_500, True)):
         lines = map(str, study(tmp_path, **real, preset="cifar10", members=members))
         assert any("--split reference" in line for line in lines) is there
+
+
+def frontier(tmp_path, **changes):
+    args = {"run": tmp_path, "dataset": "toy", "data_dir": None, "device": torch.device("cpu"), "preset": "tiny"}
+    args |= {"members": None, "steps": 80, "seeds": 1, "attack": ["pia"], "n": None, "full": False, "references": None}
+    args |= {"inception_weights": None, "size": None, "member_split": None}
+    with_fid = changes.pop("with_fid", False)
+    return reproduce.frontier(argparse.Namespace(**args | changes), cores=2, with_fid=with_fid)
+
+
+def test_the_frontier_of_half_an_hour(tmp_path):
+    jobs = frontier(tmp_path)
+    lines = [str(job).replace(str(tmp_path), "RUN") for job in jobs]
+    new, tail = "--preset tiny --seed 0", "--dataset toy --device cpu"
+    for steps in (160, 80, 40, 20, 10):
+        run = f"RUN/seed-0/undefended-{steps}"
+        assert f"python train.py --split all {new} --steps {steps} --run {run} {tail}" in lines
+    for of in (80, 20):
+        for half in "AB":
+            run = f"RUN/seed-0/halves-{of}"
+            assert f"python train.py --split {half} {new} --steps {of} --run {run} {tail}" in lines
+        files, run = f"RUN/seed-0/halves-{of}/A.pt RUN/seed-0/halves-{of}/B.pt", f"RUN/seed-0/cross-80-of-{of}"
+        student = f"python train.py --distill cross --teachers {files} --steps 80 --run {run} {tail}"
+        assert [job.makes for job in jobs[lines.index(student)].needs] == [
+            tmp_path / f"seed-0/halves-{of}/{half}.pt" for half in "AB"
+        ]
+    reference = f"python train.py --split reference --block 1 {new} --steps 80 --run RUN/seed-0/reference-80-1 {tail}"
+    assert reference in lines and len(lines) == 5 + 4 + 2 + 1 + 1
+    assert lines[-1] == f"python evaluate.py --frontier --attack pia --run RUN/seed-0 --out RUN {tail}"
+    assert set(jobs[-1].needs) == set(jobs[:-1]) and jobs[-1].cores == 2
+    for job in jobs:
+        job.check()
+
+
+def test_the_whole_frontier(tmp_path):
+    jobs = frontier(tmp_path, full=True, seeds=2, with_fid=True, member_split=None)
+    there = set()
+    for job in jobs:
+        assert set(job.needs) <= there, f"{job} needs what comes later"
+        there.add(job)
+    assert len({job.makes for job in jobs if job.makes}) == len([job for job in jobs if job.makes])
+    lines = [str(job).replace(str(tmp_path), "RUN") for job in jobs]
+    by = {job.makes.parent.relative_to(tmp_path): line for job, line in zip(jobs, lines) if job.makes}
+    blocks = [re.search(r"--block (\d)", line) for line in by.values() if "seed-1/reference-80-" in line]
+    assert sorted(int(block[1]) for block in blocks) == [1, 2, 3, 4]
+    assert "--split reference --block 5 " in by[Path("seed-1/other-20")], "no attacker holds the control's teacher"
+    assert "--distill single --teachers RUN/seed-1/other-20/reference.pt" in by[Path("seed-1/unseen-80-of-20")]
+    assert "--distill single --teachers RUN/seed-1/undefended-80/all.pt" in by[Path("seed-1/ordinary-80-of-80")]
+    assert "--distill average --teachers RUN/seed-1/halves-20/A.pt" in by[Path("seed-1/average-80-of-20")]
+    assert "--steps 40 " in by[Path("seed-1/cross-40-of-20")] and "halves-20" in by[Path("seed-1/cross-40-of-20")]
+    for steps in (160, 80, 40, 20, 10):
+        assert f"--steps {steps} " in by[Path(f"seed-0/reference-{steps}-1")], "a reference of each attacked length"
+    how = "python evaluate.py --frontier --attack all --n 1000 --fid"
+    early = [line for line in lines if "--print-only" in line]
+    assert early == [f"{how} --print-only --run RUN/seed-0 --dataset toy --device cpu"]
+    assert lines[-1] == f"{how} --run RUN/seed-0 RUN/seed-1 --out RUN --dataset toy --device cpu"
+    for few in (7, 1):
+        with pytest.raises(BadInput, match=f"--steps {few}: .* take 8 or more"):
+            frontier(tmp_path, steps=few)
 
 
 def test_only_a_model_that_is_there_is_done(tmp_path):
@@ -262,7 +321,7 @@ def test_an_interrupted_study_ends_at_the_weights_of_its_commands(tmp_path, monk
     assert out.count("# done already") == len(before)
     # a first result, without or with the reference model; copies, and the table
     assert out.count("| undefended  ") in (1 + 1 + 2, 2 + 1 + 2)
-    drawn = {"roc.png", "histograms.png", "steps.png", "t.png", "samples.png", "memorization.png"}
+    drawn = {"roc.png", "steps.png", "t.png", "samples.png", "memorization.png"}
     assert {path.name for path in run.glob("*.png")} == drawn
     for table in ("memorization.md", "table.md"):
         assert (run / table).read_text().partition("\n<!--")[0] in out

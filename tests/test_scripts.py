@@ -139,6 +139,66 @@ def test_a_student_learns_from_the_right_teachers(tmp_path, monkeypatch, targets
         assert loss_args[1] is x_t and loss_args[2] is t and loss_args[3] is target
 
 
+def test_an_ordinary_student_learns_from_one_teacher_that_it_names(tmp_path, monkeypatch):
+    """By default from the undefended model; or from one of other images, in another directory."""
+    call(monkeypatch, "--split", "all", "--run", tmp_path, *TINY)
+    call(monkeypatch, "--split", "reference", "--block", 3, "--run", tmp_path / "other", *TINY)
+    members = checkpoint.load(tmp_path / "all.pt").trained_on
+    for run, teacher, named in (("", "all", ()), ("student", "other/reference", ("--teachers", "other/reference.pt"))):
+        named = [tmp_path / word if "/" in word else word for word in named]
+        losses = record(monkeypatch, train, "training_loss")
+        call(monkeypatch, "--distill", "single", *named, "--run", tmp_path / run)
+        network = checkpoint.load(tmp_path / f"{teacher}.pt").eps_model()
+        assert len(losses) == 3
+        for (_, x_t, t, target), _ in losses:
+            torch.testing.assert_close(target, network(x_t, t))
+            assert not target.requires_grad
+        student = checkpoint.load(tmp_path / run / "distill-single.pt")
+        assert torch.equal(student.trained_on, members), "a student learns from members, whatever its teacher saw"
+        assert student.settings["targets"] == "single"
+    assert not torch.isin(checkpoint.load(tmp_path / "other" / "reference.pt").trained_on, members).any()
+
+
+def test_teachers_from_another_directory(tmp_path, monkeypatch, capsys):
+    """The same student as of those beside it. A and B must be named in this order."""
+    for half in "AB":
+        call(monkeypatch, "--split", half, "--run", tmp_path / "halves", *TINY)
+    call(monkeypatch, "--distill", "--run", tmp_path / "halves")
+    a, b = (tmp_path / "halves" / f"{half}.pt" for half in "AB")
+    call(monkeypatch, "--distill", "--teachers", a, b, "--run", tmp_path / "student")
+    assert same(weights(tmp_path / "student", "distill-cross"), weights(tmp_path / "halves", "distill-cross"))
+    for words, says in (
+        (["--distill", "--teachers", b, a], "--teachers: the first must be A and the second B, not B and A"),
+        (["--distill", "--teachers", a], "--teachers: 1 given, and --distill cross takes 2"),
+        (["--distill", "single", "--teachers", a, b], "--teachers: 2 given, and --distill single takes 1"),
+        (["--split", "A", *TINY, "--teachers", a, b], r"--teachers: only a student \(--distill\) has teachers"),
+        (["--distill", "--teachers", a, b, "--dropout", 0.3], "--dropout 0.3: the teachers in .*/halves/ were .* 0.0"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            call(monkeypatch, *words, "--run", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_blocks_are_disjoint_sets_of_images_that_nobody_scores(tmp_path, monkeypatch):
+    for block in (1, 2, 3):
+        call(monkeypatch, "--split", "reference", "--block", block, "--run", tmp_path / str(block), *TINY)
+    models = [checkpoint.load(tmp_path / str(block) / "reference.pt") for block in (1, 2, 3)]
+    assert all(torch.equal(one.split.nonmembers, models[0].split.nonmembers) for one in models)
+    every = torch.cat([models[0].split.members, models[0].split.nonmembers, *(one.trained_on for one in models)])
+    assert len(every) == len(every.unique()) == 8 * 5
+
+
+def test_what_else_makes_a_model_remember_less(tmp_path, monkeypatch):
+    decays = record(monkeypatch, torch.optim, "AdamW")
+    call(monkeypatch, "--split", "all", "--run", tmp_path / "plain", *TINY)
+    call(monkeypatch, "--split", "all", "--run", tmp_path, "--dropout", 0.3, "--weight-decay", 0.5, "--flip", *TINY)
+    model = checkpoint.load(tmp_path / "all.pt")
+    assert [optimizer.defaults["weight_decay"] for _, optimizer in decays] == [0, 0.5]
+    assert (model.unet.dropout, model.settings["weight_decay"], model.settings["flip"]) == (0.3, 0.5, True)
+    plain = checkpoint.load(tmp_path / "plain" / "all.pt")
+    assert (plain.unet.dropout, plain.settings["weight_decay"], plain.settings["flip"]) == (0, None, False)
+
+
 def test_the_undefended_model_learns_the_true_noise(tmp_path, monkeypatch):
     read = record(monkeypatch, data, "to_float")
     noised = record(monkeypatch, NoiseSchedule, "add_noise")
@@ -379,9 +439,9 @@ def test_the_average_of_the_weights_is_kept(tmp_path, monkeypatch):
 def test_the_rate_and_the_decay_warm_up(tmp_path, monkeypatch):
     for name, value in (("lr", 0.1), ("warmup", 3), ("cosine", False), ("ema", 0.3)):
         monkeypatch.setitem(train.PRESETS["tiny"]["train"], name, value)
-    rates, step = [], torch.optim.Adam.step
+    rates, step = [], torch.optim.AdamW.step
     spy = lambda optimizer, *args: rates.append(optimizer.param_groups[0]["lr"]) or step(optimizer, *args)  # noqa: E731
-    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
     averages = record(monkeypatch, train, "update_average")
     call(monkeypatch, "--split", "A", "--run", tmp_path, "--members", 8, "--steps", 5)
     assert rates == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.1])
@@ -397,12 +457,11 @@ def test_the_rate_and_the_decay_warm_up(tmp_path, monkeypatch):
 
 
 def test_flips_are_left_to_right_and_half_of_all(tmp_path, monkeypatch):
-    """The cifar10 preset mirrors images; here the tiny one does."""
-    monkeypatch.setitem(train.PRESETS["tiny"]["train"], "flip", True)
+    """The cifar10 preset mirrors images; the others if asked to."""
     batches = record(monkeypatch, data, "to_float")
     noised = record(monkeypatch, NoiseSchedule, "add_noise")
-    call(monkeypatch, "--split", "all", "--run", tmp_path, "--members", 32, "--steps", 4)
-    assert len(batches) == 4
+    call(monkeypatch, "--split", "all", "--run", tmp_path, "--members", 32, "--steps", 4, "--flip")
+    assert len(batches) == 4 and train.PRESETS["cifar10"]["train"]["flip"]
     flipped = []
     for (_, x0), ((_, used, _, _), _) in zip(batches, noised, strict=True):
         for image, seen in zip(x0, used, strict=True):
@@ -431,14 +490,14 @@ def test_small_networks_are_trained_in_float32(tmp_path, monkeypatch, lower):
 
 def test_gradients_are_clipped(tmp_path, monkeypatch):
     norms = []
-    step = torch.optim.Adam.step
+    step = torch.optim.AdamW.step
 
     def spy(optimizer, *args):
         gradients = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
         norms.append(torch.nn.utils.get_total_norm(gradients).item())
         return step(optimizer, *args)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
     monkeypatch.setattr(train, "training_loss", lambda *args, f=train.training_loss: 1000 * f(*args))
     call(monkeypatch, "--split", "A", "--run", tmp_path, *TINY)
     assert norms == pytest.approx([1.0] * 3, abs=1e-3)
@@ -713,6 +772,8 @@ REFUSALS = {
     "sample.py --run foreign --model all": "foreign/all.pt is not a checkpoint of this project: .*",
     "sample.py --eta 2": "--eta 2.0: must be between 0 and 1",
     "train.py": "one of the arguments --split --distill is required .*",
+    "train.py --split A --dataset toy --dropout 1": "no file may hold such a model .unet: dropout cannot be 1.0.: .*",
+    "train.py --split A --dataset toy --weight-decay -1": "no file .* .settings: weight_decay cannot be -1.0.: .*",
     "train.py --split C": "argument --split: invalid choice: 'C' .*",
     "train.py --split A --data-dir nowhere": "--data-dir nowhere: no such directory; .*",
     "train.py --split A --data-dir pictures": "--data-dir pictures: no cifar-10-batches-bin/data_batch_1.bin in it; .*",
@@ -739,8 +800,6 @@ REFUSALS = {
     "evaluate.py --dataset toy --checkpoint evil/model.pt": "evil/model.pt is not a checkpoint in pytorch-ddpm's .*",
     "evaluate.py --dataset toy --checkpoint foreign/all.pt": "foreign/all.pt holds another network than .*",
     "evaluate.py --dataset toy --checkpoint gone.pt": "argument --checkpoint: gone.pt: No such file .*",
-    "evaluate.py --list --run pictures": "no trained model in pictures: train one .*",
-    "evaluate.py --list --fid": "argument --fid: not allowed with argument --list .*",
 }
 
 

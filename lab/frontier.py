@@ -1,0 +1,350 @@
+"""The frontier: does a defence leak less than a plain model of the same quality, or of the same cost?
+
+A run of this study, such as runs/frontier-toy/seed-0/, has a directory for each model, or pair of models, that
+`reproduce.py --study frontier` trains: FAMILY-STEPS, or FAMILY-STEPS-of-STEPS for a student of teachers with so many.
+All models of a run have the same members and non-members. Whatever is there is judged.
+"""
+
+import re
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import attacks
+import data
+import fid
+import metrics
+from lab import attackers, checkpoint, figures, reports, tables
+from lab.checkpoint import Checkpoint
+from lab.files import FORMULA, BadInput, keep, key_of, read_kept
+from lab.releases import COMBINATIONS, RELEASES, EvaluatedRun, identity
+
+NAME = re.compile(r"([a-z]+)-(\d+)(?:-of-(\d+)|-(\d+))?")
+LOSS_T = range(50, 1000, 100)  # as EvaluatedRun.held_out_loss
+CHEAP = "loss", "sima", "pia"  # every reference model gives these scores; the others come from the first one alone
+# What an attacker must do or hold stands before an attack's name. Who holds weights can do all that the others can.
+HOLDS = {"": ("images", "predictions"), "unmixed ": ("predictions",), "by weights: ": ("weights",)}
+HOLDS |= {"leaked, by weights: ": ("images", "predictions", "weights")}
+ACCESS = "predictions", "weights"
+
+
+@dataclass
+class Judged:
+    """A model of one run, or DualMD's two together: what it costs, and the scores that attackers have."""
+
+    family: str  # a key of tables.FAMILY
+    name: str
+    compute: float  # in steps of an undefended training, with its teachers'
+    held_out_loss: float
+    quality: dict  # of generated images
+    cut: list  # metrics.halves of its members and non-members
+    rows: dict[str, Tensor]  # scores (R, N + M) by attacker, members first
+
+
+# --- statistics ---------------------------------------------------------------------------------------
+
+
+def weighted_aucs(members: np.ndarray, nonmembers: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
+    """`metrics.auc` (R, B) of scores (R, N) and (R, M) in B resamples: weights (B, N), (B, M) count who is drawn."""
+    of_members, of_nonmembers = (each.astype(np.float32) for each in weights)
+    aucs = np.empty((len(members), len(of_members)), np.float32)
+    for row, (mine, others) in enumerate(zip(members[:, :, None], nonmembers[:, None], strict=True)):
+        wins = (mine > others) + np.float32(0.5) * (mine == others)
+        aucs[row] = ((of_members @ wins) * of_nonmembers).sum(1)
+    return aucs / (of_members.sum(1) * of_nonmembers.sum(1))
+
+
+def strongest(aucs: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:
+    """AUCs (B,) of an attacker who picks row and sign on one half, and is judged on the other; the mean of both halves.
+
+    `aucs` are those of all rows (R, B) on each half. Also returns the two rows that are picked in resample 0.
+    """
+    judged, picks = 0, []
+    for mine, other in (aucs, aucs[::-1]):
+        pick = np.abs(mine - 0.5).argmax(0)
+        at = pick, np.arange(len(pick))
+        judged = judged + np.where(mine[at] < 0.5, 1 - other[at], other[at]) / 2
+        picks.append(int(pick[0]))
+    return judged, picks
+
+
+def resamples(cut: list, seed: int, draws: int = metrics.RESAMPLES) -> list[list[np.ndarray]]:
+    """How often each image of each half is in a resample: row 0 has each image once, the others are drawn."""
+
+    def of(n: int) -> np.ndarray:
+        return np.concatenate([np.ones((1, n)), random.multinomial(n, np.full(n, 1 / n), draws)])
+
+    random = np.random.RandomState(seed)
+    return [[of(len(rows)) for rows in half] for half in cut]
+
+
+def at_equal(x: float, xs: list[float], ys: np.ndarray) -> tuple[np.ndarray, str]:
+    """y (B,) of a curve through points (xs, ys) (L,), (L, B) where its x, which falls at first, is this x. And a bound.
+
+    The curve is used up to its smallest x: a longer training has the same quality again, and leaks more. The points'
+    steps grow by factors, and interpolation is linear in their logarithm. Outside, an end point stands for the curve.
+    Before the first one the curve would leak less: a difference to it is "at least" that to the point. Where no point
+    has so small an x, it is "at most" that.
+    """
+    best = int(np.argmin(xs))
+    if x > xs[0] or x < xs[best]:
+        return (ys[0], "at least") if x > xs[0] else (ys[best], "at most")
+    left = next((i for i in range(best) if xs[i] >= x > xs[i + 1]), None)
+    if left is None:
+        return ys[best], ""
+    share = (xs[left] - x) / (xs[left] - xs[left + 1])
+    return (1 - share) * ys[left] + share * ys[left + 1], ""
+
+
+def mean_and_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """The mean over seeds of values (S, 1 + B), and its 95 % interval by a hierarchical bootstrap.
+
+    Column 0 has the values themselves, the others those of resampled images. A resample draws seeds, and for each of
+    them one column. The same `seed` draws the same for any model, so that a difference is paired.
+    """
+    random, (seeds, draws) = np.random.RandomState(seed), values.shape
+    which = random.randint(0, seeds, (draws - 1, seeds))
+    means = values[which, random.randint(1, draws, which.shape)].mean(1)
+    return float(values[:, 0].mean()), *map(float, np.quantile(means, [0.025, 0.975]))
+
+
+def verdict(low: float, high: float, bounds: set[str]) -> str:
+    """What a difference of AUCs, defended minus undefended, with this interval decides. A bound proves one side."""
+    if low > 0 and "at most" not in bounds:
+        return "leaks more"
+    return "leaks less" if high < 0 and "at least" not in bounds else "undecided"
+
+
+# --- one run ------------------------------------------------------------------------------------------
+
+
+class Run:
+    """One training of all models: their images, the scores under reference models, and what attackers get."""
+
+    def __init__(self, path: Path, grid: dict[str, list[int]], inception: fid.InceptionV3 | None, args: Namespace):
+        self.path, self.grid, self.inception, self.args = path, grid, inception, args
+        folders = [folder for folder in sorted(path.glob("*")) if NAME.fullmatch(folder.name)]
+        self.models = {folder: found for folder in folders if (found := checkpoint.load_run(folder))}
+        every = [model for its in self.models.values() for model in its.values()]
+        plain = [its["all"] for folder, its in self.models.items() if folder.name.startswith("undefended-")]
+        if not plain:
+            raise BadInput(f"{path}/ has no undefended model of this study (python reproduce.py --study frontier)")
+        self.first, split = plain[0], plain[0].split
+        self.images, self.members = checkpoint.load_images(self.first, args.data_dir), len(split.members)
+        self.judged_on = torch.cat([split.members, split.nonmembers])
+        for model in every:  # the images of reference models differ
+            same = torch.equal(self.judged_on, torch.cat([model.split.members, model.split.nonmembers]))
+            if not same or model.difference(self.first, "name", "size", "seed", "members", "sha256"):
+                raise BadInput(f"{path}/: not all of its models have the same members and non-members")
+        used = {*torch.cat([split.nonmembers, *(model.trained_on for model in every)]).tolist()}
+        unused = torch.tensor([i for i in range(len(self.images)) if i not in used], dtype=torch.int64)
+        order = torch.randperm(len(unused), generator=torch.Generator().manual_seed(self.first.settings["seed"]))
+        # the last ones are an attacker's own, who learns from them what to expect of non-members
+        self.indices = torch.cat([self.judged_on, unused[order[: 2 * self.members if "gsa" in grid else 0]]])
+        self.references, self.group = self._references()
+
+    def _references(self) -> tuple[list[dict[str, Tensor]], int]:
+        """The scores under each reference model; and how many of them, the first ones, are of the commonest length."""
+        its = [(path, models["reference"]) for path, models in self.models.items() if path.name.startswith("reference")]
+        steps, found = [model.settings["steps"] for _, model in its], []
+        its.sort(key=lambda one: (-steps.count(one[1].settings["steps"]), -one[1].settings["steps"], one[0].name))
+        for path, model in its:
+            run = EvaluatedRun(path, self.args, self.images, {"all": self.first, "reference": model})
+            found.append(self._scores(run, "reference", CHEAP if found else attacks.HOLDS))
+        return found, max(map(steps.count, steps), default=0)
+
+    def _scores(self, run: EvaluatedRun, name: str, which: Iterable[str]) -> dict[str, Tensor]:
+        """Scores (T, N) of an eps model by attack, members first; by CHEAP ones also of the attacker's own images."""
+        wanted = {attack: ts for attack, ts in self.grid.items() if attack in which}
+        cheap = {attack: wanted.pop(attack) for attack in CHEAP if attack in wanted}
+        return run.scores_of(name, self.indices, cheap) | run.scores_of(name, self.judged_on, wanted)
+
+    def judged(self) -> Iterator[Judged]:
+        for path, its in self.models.items():
+            family, (name, *_) = path.name.split("-")[0], its
+            if family == "halves":
+                both = {"": ["dual"], "unmixed ": ["dual as A", "dual as B"], "leaked, by weights: ": ["A", "B"]}
+                yield self._judge(path, "halves", both)
+                family, name = "half", "A"
+            if family in tables.FAMILY:
+                yield self._judge(path, family, {"": [name], "by weights: ": [name]})
+
+    def _judge(self, path: Path, family: str, asked: dict[str, list[str]]) -> Judged:
+        """`asked` has the eps models that are queried, by the way of it, a key of HOLDS."""
+        run, (name,), rows = EvaluatedRun(path, self.args, self.images), asked[""], {}
+        n = len(run.models["A"].trained_on) if family == "half" else self.members
+        own = torch.arange(len(self.judged_on), len(self.indices))
+        columns = torch.cat([torch.arange(n), self.members + torch.arange(n), own])
+        images = self.images[self.indices[columns]]
+        for way, names in asked.items():
+            which = [attack for attack in self.grid if attacks.HOLDS[attack] in HOLDS[way]]
+            scores = [*(self._scores(run, one, which) for one in names), *self.references]
+            scores = [{k: v[:, columns[columns < v.shape[1]]] for k, v in one.items() if k in which} for one in scores]
+            arrays = (array.numpy() for one in scores for array in one.values())
+            key = key_of(str((len(names), n, self.group, self.args.seed)), *arrays)
+            kept = path / "scores" / f"{family}-{way[:3].strip()}.npz"
+            found = {label: torch.from_numpy(its) for label, its in read_kept(kept, key).items()}
+            if which and not found:  # some attackers learn for a while
+                found = attacker_rows(scores[: len(names)], scores[len(names) :], self.group, images, n, self.args)
+                keep(kept, key, **{label: its.numpy() for label, its in found.items()})
+            rows |= {way + label: its for label, its in found.items()}
+        loss = -run.scores_of(name, self.indices, {"loss": [*LOSS_T]})["loss"][:, self.members :].mean().item()
+        suffix, cut = path.name.partition("-")[2].replace("-of-", " of "), metrics.halves(n, n, self.args.seed)
+        label = f"{tables.FAMILY[family]} {suffix.replace('-', ', epsilon ')}"
+        of = [run.models[half] for half in ("AB" if name == "dual" else [name])]
+        return Judged(family, label, self._cost(of), loss, self._quality(run, name, n), cut, rows)
+
+    def _quality(self, run: EvaluatedRun, name: str, n: int) -> dict:
+        """Of --n generated images: are n members nearer to them, as a set, than n non-members; and their FID."""
+        if not self.args.n:
+            return {}
+        images = run.generated(next(release for release, its in RELEASES.items() if its.models == (name,)), self.args.n)
+        sides = (self.images[self.judged_on[start : start + n]] for start in (0, self.members))
+        found = attackers.set_test(*map(data.to_float, (images, *sides)), seed=self.args.seed)
+        found = {"n_generated": self.args.n} | dict(zip(("set_statistic", "set_p"), found, strict=True))
+        if self.inception:
+            real, where = self.images[self.indices[self.members :]], self.path / "fid" / "held-out.npz"
+            batches = lambda done: real[done:].split(self.args.batch)  # noqa: E731
+            held_out, _ = fid.judge(self.inception, where, key_of(real.numpy()), batches, len(real), "held-out")
+            found["fid"] = fid.distance(*run.judged(name, images, self.inception)[0], *held_out)
+        return found
+
+    def _cost(self, models: list[Checkpoint]) -> float:
+        """In steps of an undefended training. Asking a teacher takes a third of a step: forward, but not backward."""
+        cost = {None: 0}
+        for its in self.models.values():
+            for pair in [[its["A"], its["B"]]] if {"A", "B"} <= its.keys() else [[model] for model in its.values()]:
+                cost[checkpoint.weights_key(*pair)] = sum(model.settings["steps"] for model in pair)
+        if any(model.settings["teachers"] not in cost for model in models):
+            raise BadInput(f"{self.path}/ has a student whose teachers are not there: train it again (--restart)")
+        asks, settings = {"cross": 1 / 3, "average": 2 / 3, "single": 1 / 3}, [model.settings for model in models]
+        return sum(its["steps"] * (1 + asks.get(its["targets"], 0)) + cost[its["teachers"]] for its in settings)
+
+
+def combined(parts: list[Tensor]) -> Tensor:
+    """Scores (T, N) under one eps model; or those under two, combined by both rules."""
+    return parts[0] if len(parts) == 1 else torch.cat([attacks.combine_scores(parts, rule) for rule in COMBINATIONS])
+
+
+def attacker_rows(
+    models: list[dict], references: list[dict], group: int, images: Tensor, members: int, args: Namespace
+) -> dict[str, Tensor]:
+    """What attackers have who query these eps models: scores (R, 2 members) by name, members first.
+
+    `models` and `references` are scores (T, N) by attack, of `images` (N, 3, H, W): members, as many non-members, and
+    for some attacks others that the attacker owns. The first `group` references are of one length.
+    """
+    rows, evidence, both, known = {}, [], 2 * members, data.to_float(images)
+    cheap = [attack for attack in CHEAP if attack in models[0] and len(images) > both]
+
+    def learned(attack: str, features: Tensor) -> Tensor:
+        pair = attackers.learned(attack, features[:, :members], features[:, members:], args.seed, args.device)
+        return torch.from_numpy(np.concatenate(pair))[None]
+
+    def unexpected(model: dict[str, Tensor]) -> dict[str, Tensor]:
+        its = torch.cat([model[attack] for attack in cheap])
+        found = attackers.by_quantiles(known[both:], its[:, both:], known[:both], its[:, :both], seed=args.seed)
+        return dict(zip(cheap, found.split([len(model[attack]) for attack in cheap]), strict=True))
+
+    quantiles = [unexpected(model) for model in models] if cheap else []
+    for attack, ours in [(attack, [model[attack] for model in models]) for attack in models[0]]:
+        theirs = [reference[attack][:, :both] for reference in references if attack in reference]
+        if attack in attacks.FEATURES:
+            rows[attack] = learned(attack, torch.cat(ours))
+            rows |= {f"{attack}-ref": learned(attack, torch.cat([*ours, theirs[0]]))} if theirs else {}
+            continue
+        mine = [scores[:, :both] for scores in ours]
+        evidence += map(attackers.evidence, [*mine, *theirs])
+        kinds = {"": [combined(mine)], "-ref": [combined([attacks.calibrated(m, r) for m in mine]) for r in theirs]}
+        if 1 < group <= len(theirs):
+            kinds["-lira"] = [combined([attackers.lira(m, torch.stack(theirs[:group])) for m in mine])]
+        if attack in cheap:
+            kinds["-quantile"] = [combined([one[attack] for one in quantiles])]
+        for kind, found in kinds.items():  # each with its sums over the timesteps
+            sums = [attacks.combine_scores([*part], "sum")[None] for one in found for part in one.split(len(mine[0]))]
+            rows |= {attack + kind: torch.cat([*found, *sums])} if found else {}
+    return rows | ({"all scores": learned("all", torch.cat(evidence)[..., None])} if evidence else {})
+
+
+# --- all runs -----------------------------------------------------------------------------------------
+
+
+def report(paths: list[Path], grid: dict, inception: fid.InceptionV3 | None, args: Namespace, out: Path) -> None:
+    """Judge the models of all runs, print tables, and write frontier.json, frontier.md and frontier.png."""
+    runs = [Run(path, grid, inception, args) for path in paths]
+    judged = [{one.name: one for one in run.judged()} for run in runs]
+    for path, its in zip(paths, judged, strict=True):
+        if odd := its.keys() ^ judged[0].keys():
+            raise BadInput(f"--run: only one of {paths[0]} and {path} has {sorted(odd)[0]!r}")
+    rows = summarised(judged, args.seed)
+    lines = tables.frontier(paths, rows)
+    print(*lines, sep="\n")
+    if not args.print_only:
+        keys = [identity(run.first, model) for run in runs for its in run.models.values() for model in its.values()]
+        asked = key_of(str((grid, args.n, args.seed, inception and inception.sha256)))
+        mark = f"dualmd result {key_of(FORMULA, *keys)[:16]} {asked[:16]}"
+        reports.write(out, mark, {"frontier.md": lines, "frontier.json": rows})
+        figures.frontier(out / "frontier.png", rows, mark)
+        print(f"tables and figure are in {out}/")
+
+
+def summarised(judged: list[dict[str, Judged]], seed: int) -> list[dict]:
+    """A row for each model, given those of each run by name: means over runs, and comparisons with the undefended."""
+    rows, aucs, order = [], {}, [*tables.FAMILY]
+    for first in sorted(judged[0].values(), key=lambda one: (order.index(one.family), one.compute)):
+        several = [its[first.name] for its in judged]
+        row = {"model": first.name, "family": first.family, "compute": first.compute}
+        row["held_out_loss"] = [one.held_out_loss for one in several]
+        row |= {key: [one.quality[key] for one in several] for key in first.quality}
+        by_access = [attacked(one, seed) for one in several]
+        for access in ACCESS:
+            found = [its[access] for its in by_access]
+            aucs[first.name, access] = np.stack([its for its, _ in found])
+            mean, *interval = mean_and_interval(aucs[first.name, access], seed)
+            row[access] = {"auc": mean, "auc_95": interval, "auc_of_runs": aucs[first.name, access][:, 0].tolist()}
+            row[access] |= {key: [its[key] for _, its in found] for key in found[0][1]}
+        rows.append(row)
+    plain = [row for row in rows if row["family"] == "undefended"]
+    for row, access in [(row, access) for row in rows if row not in plain for access in ACCESS]:
+        for x in [x for x in tables.EQUAL if x in row]:
+            row[access][f"at_equal_{x}"] = compared(row, plain, x, access, aucs, seed)
+    return rows
+
+
+def attacked(one: Judged, seed: int) -> dict[str, tuple[np.ndarray, dict]]:
+    """By access: the strongest attacker's AUC in each resample, who that is on each half, and what they all get."""
+    n, names = (
+        sum(len(members) for members, _ in one.cut),
+        np.array([name for name, its in one.rows.items() for _ in its]),
+    )
+    members, nonmembers = np.split(torch.cat([*one.rows.values()]).double().numpy(), [n], 1)
+    halves = zip(one.cut, resamples(one.cut, seed), strict=True)
+    aucs = [weighted_aucs(members[:, m], nonmembers[:, n], weights) for (m, n), weights in halves]
+    each = {name: strongest([half[names == name, :1] for half in aucs])[0].item() for name in dict.fromkeys(names)}
+    found = {}
+    for access in ACCESS:
+        may = np.array([access == "weights" or "by weights" not in name for name in names])
+        its, picks = strongest([half[may] for half in aucs])
+        rows = np.flatnonzero(may)[picks]
+        pooled = metrics.adaptive(members[rows], nonmembers[rows], seed)  # the same picks on the same halves
+        found[access] = its, {"attacker": [*names[rows]], "tpr_at_1": pooled.curve.tpr_at_1, "asr": pooled.asr}
+    found["weights"][1]["auc_by_attacker"] = each
+    return found
+
+
+def compared(row: dict, plain: list[dict], x: str, access: str, aucs: dict, seed: int) -> dict:
+    """This model's AUC minus that of the undefended curve where x, its loss, FID or compute, is the same."""
+    differences, bounds = [], set()
+    for run in range(len(row["held_out_loss"])):
+        mine, *theirs = (-np.log(one[x]) if x == "compute" else one[x][run] for one in (row, *plain))
+        y, bound = at_equal(mine, theirs, np.stack([aucs[one["model"], access][run] for one in plain]))
+        differences.append(aucs[row["model"], access][run] - y)
+        bounds |= {bound} - {""}
+    mean, *interval = mean_and_interval(np.stack(differences), seed)
+    found = {"difference": mean, "difference_95": interval, "bounds": sorted(bounds)}
+    return found | {"verdict": verdict(*interval, bounds)}

@@ -1,0 +1,503 @@
+"""The frontier: statistics against known values, planted defences that win and lose, and the stronger attackers."""
+
+import argparse
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import few_steps, settings
+
+import attacks
+import data
+import evaluate
+import metrics
+from lab import attackers, checkpoint, frontier, releases
+from lab.files import BadInput
+from lab.frontier import Judged
+from lab.releases import EvaluatedRun
+from unet import UNet, UNetConfig
+
+
+def once(cut, draws=200):
+    return frontier.resamples(cut, 0, draws)
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+
+def test_weighted_aucs_are_those_of_the_drawn_images():
+    random = np.random.RandomState(0)
+    members, nonmembers = random.randint(0, 6, (3, 9)) * 1.0, random.randint(0, 6, (3, 7)) * 1.0  # with ties
+    counts = [random.multinomial(9, [1 / 9] * 9, 5), random.multinomial(7, [1 / 7] * 7, 5)]
+    found = frontier.weighted_aucs(members, nonmembers, counts)
+    for row in range(3):
+        for b in range(5):
+            drawn = members[row].repeat(counts[0][b]), nonmembers[row].repeat(counts[1][b])
+            assert found[row, b] == pytest.approx(metrics.auc(*drawn), abs=1e-6)
+
+
+def test_resamples_begin_with_the_images_themselves():
+    cut = metrics.halves(10, 14)
+    for half, weights in zip(cut, once(cut), strict=True):
+        for rows, its in zip(half, weights, strict=True):
+            assert its.shape == (201, len(rows)) and (its[0] == 1).all()
+            assert (its.sum(1) == len(rows)).all() and its[1:].std() > 0.5
+
+
+def test_the_strongest_attacker_is_picked_on_one_half_and_judged_on_the_other():
+    random = np.random.RandomState(0)
+    members, nonmembers = random.normal(size=(300, 60)), random.normal(size=(300, 60))
+    cut = metrics.halves(60, 60)
+
+    def strongest():
+        halves = zip(cut, once(cut), strict=True)
+        return frontier.strongest([frontier.weighted_aucs(members[:, m], nonmembers[:, n], w) for (m, n), w in halves])
+
+    luck, _ = strongest()
+    assert 0.3 < luck[0] < 0.7, "the best of 300 coins on its own half would have 0.7 or more"
+    # row 7 tells them apart, the other way round
+    members[7] -= 8
+    aucs, picks = strongest()
+    assert picks == [7, 7] and aucs.min() > 0.99
+    # a row that only helps on one half is found there, and does not help
+    members[7] += 8
+    members[3, cut[0][0]] += 8
+    aucs, picks = strongest()
+    assert picks[0] == 3 and aucs[0] < 0.8
+
+
+XS, YS = [0.08, 0.07, 0.06, 0.09], np.array([[0.5], [0.6], [0.8], [1.0]])
+
+
+@pytest.mark.parametrize(
+    "x, y, bound",
+    [
+        (0.08, 0.5, ""),
+        (0.075, 0.55, ""),
+        (0.07, 0.6, ""),
+        (0.0625, 0.75, ""),
+        (0.06, 0.8, ""),
+        (0.085, 0.5, "at least"),  # not the rise after the minimum
+        (0.05, 0.8, "at most"),
+    ],
+)
+def test_at_equal_quality(x, y, bound):
+    found, its = frontier.at_equal(x, XS, YS)
+    assert found == pytest.approx([y]) and its == bound
+
+
+def test_at_equal_quality_of_a_curve_that_only_rises():
+    assert frontier.at_equal(0.2, [0.1, 0.2], YS[:2]) == (YS[0], "at least")
+    assert frontier.at_equal(0.1, [0.1, 0.2], YS[:2]) == (YS[0], "")
+    assert frontier.at_equal(0.05, [0.1, 0.2], YS[:2]) == (YS[0], "at most")
+
+
+def test_the_interval_is_over_seeds_and_over_images():
+    draws = np.random.RandomState(1).normal(size=(1, 2001))
+    one = np.concatenate([np.zeros((1, 1)), draws[:, 1:]], 1)
+    assert frontier.mean_and_interval(one) == pytest.approx((0, -1.96, 1.96), abs=0.15)
+    # four seeds whose images say nothing: the mean of four draws of -1, -1, 1 and 1 is binomial
+    seeds = np.repeat([[-1.0], [-1], [1], [1]], 4001, 1)
+    assert frontier.mean_and_interval(seeds) == (0, -1, 1)
+    mean, low, high = frontier.mean_and_interval(np.repeat([[-1.0], [-1], [1], [1]] * 16, 4001, 1))
+    assert (mean, low, high) == pytest.approx((0, -1.96 / 8, 1.96 / 8), abs=0.04)
+    # both together: variances add up
+    both = np.random.RandomState(2).normal(size=(64, 4001)) + np.repeat([[-1.0], [1]] * 32, 4001, 1)
+    both[:, 0] = 0
+    low, high = frontier.mean_and_interval(both)[1:]
+    assert (high - low) / 2 == pytest.approx(1.96 * 2**0.5 / 8, rel=0.15)
+
+
+def test_intervals_of_differences_are_paired():
+    values = np.random.RandomState(0).normal(size=(3, 501))
+    low, high = frontier.mean_and_interval(values - (values - 0.25))[1:]
+    assert low == pytest.approx(0.25) and high == pytest.approx(0.25)
+    assert frontier.mean_and_interval(values, 1) == frontier.mean_and_interval(values, 1)
+
+
+@pytest.mark.parametrize(
+    "low, high, bounds, said",
+    [
+        (0.1, 0.2, set(), "leaks more"),
+        (-0.2, -0.1, set(), "leaks less"),
+        (-0.1, 0.1, set(), "undecided"),
+        (0.1, 0.2, {"at least"}, "leaks more"),
+        (0.1, 0.2, {"at most"}, "undecided"),
+        (-0.2, -0.1, {"at most"}, "leaks less"),
+        (-0.2, -0.1, {"at least"}, "undecided"),
+        (-0.2, -0.1, {"at least", "at most"}, "undecided"),
+    ],
+)
+def test_a_bound_proves_one_side_only(low, high, bounds, said):
+    assert frontier.verdict(low, high, bounds) == said
+
+
+# --- planted examples -------------------------------------------------------------------------------
+
+
+def planted(name, loss, signal, seed, compute=1.0, family="undefended", n=300):
+    """A model from which an attacker gets normal scores, of members higher by `signal`; and other, useless scores."""
+    random = np.random.RandomState([seed, len(name), int(1000 * loss)])
+    scores = torch.from_numpy(random.normal(size=(4, 2 * n)))
+    scores[2, :n] += signal
+    rows = {"noise": scores[:2], "signal": scores[2:3], "by weights: noise": scores[3:]}
+    return Judged(family, name, compute, loss, {}, metrics.halves(n, n), rows)
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(frontier.resamples, "__defaults__", (200,))
+    monkeypatch.setattr(metrics, "RESAMPLES", 10)
+
+
+def summarised(loss, signal, seeds=3, compute=4.0):
+    lengths = [(0.09, 0.0), (0.08, 0.4), (0.07, 0.8), (0.06, 1.6), (0.1, 4.0)]
+    runs = []
+    for seed in range(seeds):
+        run = [planted(f"undefended {2**k}", *its, seed, 2.0**k) for k, its in enumerate(lengths)]
+        run += [planted("cross 1", loss, signal, seed, compute, "cross")]
+        runs.append({one.name: one for one in run})
+    return frontier.summarised(runs, 0)[-1]
+
+
+@pytest.mark.parametrize(
+    "loss, signal, difference, said",
+    [
+        (0.065, 0.5, -0.155, "leaks less"),  # undefended ones of this loss have 0.8 to 1.6
+        (0.075, 2.5, 0.30, "leaks more"),  # 0.4 to 0.8
+        (0.065, 1.15, 0.0, "undecided"),
+    ],
+)
+def test_planted_defences(loss, signal, difference, said, few_resamples):
+    row = summarised(loss, signal)
+    found = row["predictions"]["at_equal_held_out_loss"]
+    assert found["verdict"] == said and found["bounds"] == []
+    assert found["difference"] == pytest.approx(difference, abs=0.05)
+    assert found["difference_95"][0] < found["difference"] < found["difference_95"][1]
+    assert row["predictions"]["attacker"] == [["signal", "signal"]] * 3
+
+
+def test_a_defence_without_equal_is_compared_with_the_end_point(few_resamples):
+    assert summarised(0.05, 1.0)["predictions"]["at_equal_held_out_loss"]["bounds"] == ["at most"]
+    better = summarised(0.05, 0.3)["predictions"]["at_equal_held_out_loss"]
+    assert better["verdict"] == "leaks less", "it has a better loss than any, and leaks less than the best of them"
+    worse = summarised(0.2, 1.0)["predictions"]["at_equal_held_out_loss"]
+    assert (worse["bounds"], worse["verdict"]) == (["at least"], "leaks more")
+
+
+@pytest.mark.parametrize(
+    "compute, difference, bounds",
+    [(4, -0.06, []), (8**0.5, 0.02, []), (0.5, 0.16, ["at least"]), (64, -0.32, ["at most"])],
+)
+def test_equal_compute_is_another_question(compute, difference, bounds, few_resamples):
+    """At 2, 4 and 16 steps the signals are 0.4, 0.8 and 4. Between two, the AUC is linear in the logarithm of steps."""
+    found = summarised(0.065, 0.57, compute=compute)["predictions"]["at_equal_compute"]
+    assert found["difference"] == pytest.approx(difference, abs=0.05) and found["bounds"] == bounds
+
+
+def test_the_auc_and_tpr_of_a_planted_model(few_resamples):
+    row = summarised(0.065, 1.0)
+    by = row["weights"]["auc_by_attacker"][0]
+    assert by["noise"] < 0.6 < 0.7 < by["signal"] and "by weights: noise" in by
+    row = row["predictions"]
+    assert row["auc"] == pytest.approx(0.76, abs=0.04)  # Phi(1 / sqrt 2)
+    assert row["auc_95"][0] < 0.76 < row["auc_95"][1] and len(row["auc_of_runs"]) == 3
+    assert np.mean(row["tpr_at_1"]) == pytest.approx(0.09, abs=0.08)  # 1 - Phi(2.33 - 1)
+
+
+# --- stronger attackers -------------------------------------------------------------------------------
+
+
+def test_lira_by_hand():
+    errors = np.array([[2.0, 0.5, 1.0]])
+    outside = np.array([[[1.0, 0.4, 3.0]], [[4.0, 0.9, 1.0]], [[2.5, 0.2, 0.7]]])
+    found = attackers.lira(-torch.from_numpy(errors), -torch.from_numpy(outside)).numpy()
+    expected = np.empty(3)
+    phi = -np.log(outside[:, 0])
+    variances = [sum((p - phi[:, i].mean()) ** 2 for p in phi[:, i]) / 2 for i in range(3)]
+    for i in range(3):
+        sigma = ((variances[i] + sum(variances) / 3) / 2) ** 0.5
+        expected[i] = (-np.log(errors[0, i]) - phi[:, i].mean()) / sigma
+    np.testing.assert_allclose(found[0], expected, rtol=1e-12)
+
+
+def test_lira_finds_what_one_reference_does_not():
+    """Each image has its own difficulty, and each model its own luck with it; four models know it better."""
+    random = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(shape, generator=random)  # noqa: E731
+    difficulty = 3 * normal(400)
+    outside = -(difficulty + 0.8 * normal(4, 400)).exp()
+    target = difficulty + 0.3 * normal(400)
+    target[:200] -= 1
+    target = -target.exp()
+
+    def auc(scores):
+        return metrics.auc(scores[:200].numpy(), scores[200:].numpy())
+
+    plain, one = auc(target), auc(attacks.calibrated(target, outside[0]))
+    assert plain < 0.65 < one < auc(attackers.lira(target, outside)) - 0.05
+
+
+def test_quantile_regression_knows_which_images_are_easy():
+    """The error of an image is its brightness; a member's is 10 % smaller."""
+    random = torch.Generator().manual_seed(0)
+    brightness = torch.rand(600, generator=random)
+    images = (brightness[:, None, None, None] * 2 - 1).expand(-1, 3, 8, 8) + 0.1 * torch.randn(
+        (600, 3, 8, 8), generator=random
+    )
+    errors = (2 * brightness).exp() * (0.03 * torch.randn(600, generator=random)).exp()
+    errors[:100] *= 0.85
+    scores = -torch.stack([errors, errors**2])
+    found = attackers.by_quantiles(images[200:], scores[:, 200:], images[:200], scores[:, :200])
+    assert found.shape == (2, 200)
+    assert metrics.auc(scores[0, :100].numpy(), scores[0, 100:200].numpy()) < 0.65
+    for row in found.numpy():
+        assert metrics.auc(row[:100], row[100:]) > 0.85
+    again = attackers.by_quantiles(images[200:], scores[:, 200:], images[:200], scores[:, :200])
+    assert torch.equal(found, again)
+
+
+def test_quantile_regression_predicts_the_quantiles():
+    """Where the image says nothing, the evidence above the median is 0 for half of all images, above 1 for a tenth."""
+    random = torch.Generator().manual_seed(0)
+    scores = -torch.randn((2, 3000), generator=random).exp()
+    scores[1] *= 100
+    images = torch.zeros((3000, 3, 8, 8))
+    found = attackers.by_quantiles(images[:2000], scores[:, :2000], images[2000:], scores[:, 2000:])
+    for row in found:
+        assert (row > 0).float().mean() == pytest.approx(0.5, abs=0.06)
+        assert (row > 1).float().mean() == pytest.approx(0.1, abs=0.06)
+
+
+def test_the_set_test_is_the_difference_of_two_mmds():
+    random = np.random.RandomState(0)
+    generated, candidates, held_out = (random.normal(size=(n, 3, 2, 2)) for n in (7, 5, 5))
+    given = map(torch.from_numpy, (generated, candidates, held_out))
+    statistic, _ = attackers.set_test(*given, draws=10)
+    x, y, z = (each.reshape(len(each), -1) for each in (generated, candidates, held_out))
+    real = np.concatenate([y, z])
+    squares = [((a - b) ** 2).sum() for a in real for b in real]
+    median = np.sort([s for s in squares if s > 0])
+    median = median[(len(median) - 1) // 2]
+
+    def kernel(a, b):
+        square = ((a - b) ** 2).sum()
+        return np.mean([np.exp(-square / (2 * median / k**2)) for k in (1, 2, 4, 8)])
+
+    def mmd(real):
+        n, m = len(x), len(real)
+        own = sum(kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j) / (n * (n - 1))
+        its = sum(kernel(a, b) for i, a in enumerate(real) for j, b in enumerate(real) if i != j) / (m * (m - 1))
+        return own + its - 2 * sum(kernel(a, b) for a in x for b in real) / (n * m)
+
+    assert statistic == pytest.approx(mmd(z) - mmd(y), abs=1e-10)
+
+
+def test_the_set_test_finds_the_set_that_was_copied():
+    random = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(shape, generator=random)  # noqa: E731
+    candidates, held_out = normal(40, 3, 4, 4), normal(40, 3, 4, 4)
+    copies = candidates.repeat(2, 1, 1, 1) + 0.3 * normal(80, 3, 4, 4)
+    statistic, p = attackers.set_test(copies, candidates, held_out)
+    assert statistic > 0 and p < 0.01
+    turned, p = attackers.set_test(copies, held_out, candidates)
+    assert turned == pytest.approx(-statistic) and p > 0.99
+    ps = [attackers.set_test(*(normal(n, 3, 4, 4) for n in (80, 40, 40)), draws=200)[1] for _ in range(40)]
+    assert np.mean(ps) == pytest.approx(0.5, abs=0.15) and np.std(ps) == pytest.approx(12**-0.5, abs=0.08)
+
+
+def test_attacker_rows():
+    """Names and numbers of rows: each timestep and their sum, for each reference; both rules for two eps models."""
+    random = torch.Generator().manual_seed(0)
+    errors = lambda: -torch.rand((3, 24), generator=random) - 0.1  # noqa: E731
+    images, args = torch.zeros((24, 3, 8, 8), dtype=torch.uint8), argparse.Namespace(seed=0, device="cpu")
+    models, references = [{"loss": errors()}, {"loss": errors()}], [{"loss": errors()} for _ in range(3)]
+    rows = frontier.attacker_rows(models[:1], references, 2, images, 8, args)
+    assert {k: tuple(v.shape) for k, v in rows.items()} == {
+        "loss": (4, 16),
+        "loss-ref": (12, 16),
+        "loss-lira": (4, 16),
+        "loss-quantile": (4, 16),
+        "all scores": (1, 16),
+    }
+    loss, two = models[0]["loss"][:, :16], torch.stack([one["loss"][:, :16] for one in references[:2]])
+    assert torch.equal(rows["loss"][:3], loss)
+    torch.testing.assert_close(rows["loss-lira"][:3], attackers.lira(loss, two))
+    torch.testing.assert_close(rows["loss-ref"][1], attacks.calibrated(loss, two[0])[1])
+    torch.testing.assert_close(rows["loss"][3], attacks.combine_scores([*loss], "sum"))
+    models = [{"loss": one["loss"][:, :16]} for one in models]
+    rows = frontier.attacker_rows(models, [], 0, images[:16], 8, args)
+    assert {k: tuple(v.shape) for k, v in rows.items()} == {"loss": (8, 16), "all scores": (1, 16)}
+    for first, rule in ((0, "max"), (3, "sum")):
+        both = attacks.combine_scores([one["loss"] for one in models], rule)
+        torch.testing.assert_close(rows["loss"][first : first + 3], both)
+
+
+# --- the command --------------------------------------------------------------------------------------
+
+CONFIG, MEMBERS = UNetConfig(ch=8, mult=(1,), attn=(), blocks=1, dropout=0.0, groups=2), 8
+FOLDERS = {  # directory: names of models, steps, block of the reference
+    "undefended-2": (["all"], 2, 1),
+    "undefended-4": (["all"], 4, 1),
+    "halves-4": (["A", "B"], 4, 1),
+    "cross-3-of-4": (["distill-cross"], 3, 1),
+    "unseen-3-of-2": (["distill-single"], 3, 4),
+    "other-2": (["reference"], 2, 4),
+    "reference-4-1": (["reference"], 4, 1),
+    "reference-4-2": (["reference"], 4, 2),
+    "reference-2-1": (["reference"], 2, 1),
+}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Untrained networks, each different, as one run of the study."""
+    images = data.toy(8, 0, n=120)
+    monkeypatch.setattr(data, "load", lambda name, data_dir, size, seed: images)
+    monkeypatch.setattr(data, "count", lambda name, data_dir: len(images))
+    monkeypatch.setattr(frontier.resamples, "__defaults__", (20,))
+    monkeypatch.setattr(metrics, "RESAMPLES", 5)
+    make(tmp_path / "seed-0", images, FOLDERS)
+    return tmp_path
+
+
+def make(run, images, folders, seed=0):
+    saved = {}
+    for folder, (names, steps, block) in folders.items():
+        for name in names:
+            torch.manual_seed(100 * seed + len(saved))
+            model = UNet(CONFIG)
+            torch.nn.init.normal_(model.tail[-1].weight, std=0.1)
+            dataset = {"name": "toy", "data_dir": None, "size": 8, "seed": seed, "sha256": data.fingerprint(images)}
+            its = settings(steps=steps, seed=seed, members=MEMBERS)
+            split = data.index_split(len(images), MEMBERS, seed, None, block)
+            model = checkpoint.Checkpoint(name, dataset, split, its, CONFIG, model.state_dict())
+            saved[f"{folder}/{name}"] = model
+    for student, teachers in (("cross-3-of-4/distill-cross", "AB"), ("unseen-3-of-2/distill-single", ["reference"])):
+        of = [saved[f"{'other-2' if len(teachers) == 1 else 'halves-4'}/{name}"] for name in teachers]
+        its = {"targets": student.split("-")[-1], "teachers": checkpoint.weights_key(*of)}
+        saved[student].settings.update(its)
+    for path, model in saved.items():
+        checkpoint.save(run / path.split("/")[0], model)
+
+
+def call(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--dataset", "toy", "--device", "cpu", *map(str, flags)])
+    evaluate.main()
+
+
+def rows_of(run):
+    return {row["model"]: row for row in json.loads((run / "frontier.json").read_text())}
+
+
+def test_every_model_is_judged_on_its_own_images(run, monkeypatch):
+    call(monkeypatch, "--frontier", "--attack", "loss", "pia", "secmi", "--grid", 20, 50, "--run", run / "seed-0")
+    rows = rows_of(run / "seed-0")
+    assert list(rows) == [
+        "undefended 2",
+        "undefended 4",
+        "half of the members 4",
+        "DualMD 4",
+        "DistillMD 3 of 4",
+        "teacher of other images 3 of 2",
+    ]
+    costs = [2, 4, 4, 8, 3 * 4 / 3 + 8, 3 * 4 / 3 + 2]
+    assert [row["compute"] for row in rows.values()] == pytest.approx(costs)
+    args = evaluate.parse_args(["--dataset", "toy", "--device", "cpu", "--grid", "20"])
+    for model, folder, release in (
+        ("undefended 4", "undefended-4", "undefended"),
+        ("DualMD 4", "halves-4", "DualMD pipeline"),
+        ("DistillMD 3 of 4", "cross-3-of-4", "DistillMD"),
+        ("teacher of other images 3 of 2", "unseen-3-of-2", "ordinary distillation"),
+    ):
+        its = EvaluatedRun(run / "seed-0" / folder, args)
+        assert rows[model]["held_out_loss"] == pytest.approx([its.held_out_loss(release)])
+        scores = its.scores(release, {"pia": [20, 50]})["pia"]
+        cut = metrics.halves(MEMBERS, MEMBERS)
+        summed = [attacks.combine_scores([*torch.cat(scores, 1)], "sum")[None].split(MEMBERS, 1)][0]
+        members, nonmembers = (torch.cat(pair).double().numpy() for pair in zip(scores, summed))
+        halves = zip(cut, frontier.resamples(cut, 0, 1), strict=True)
+        aucs = [frontier.weighted_aucs(members[:, m], nonmembers[:, n], w) for (m, n), w in halves]
+        assert rows[model]["weights"]["auc_by_attacker"][0]["pia"] == pytest.approx(frontier.strongest(aucs)[0][0])
+    alone = EvaluatedRun(run / "seed-0" / "halves-4", args)
+    members, nonmembers = alone.scores("A alone", {"secmi": [20]})["secmi"]
+    assert members.shape == nonmembers.shape == (1, MEMBERS // 2)
+    kinds = {"loss", "loss-ref", "loss-lira", "pia", "pia-ref", "pia-lira", "secmi", "secmi-ref", "all scores"}
+    names = {name: set(row["weights"]["auc_by_attacker"][0]) for name, row in rows.items()}
+    assert names["undefended 4"] == names["DistillMD 3 of 4"] == names["half of the members 4"] == kinds
+    assert names["DualMD 4"] == {way + kind for way in ("", "unmixed ", "leaked, by weights: ") for kind in kinds}
+
+
+def test_a_second_time_nothing_is_computed_and_with_another_model_all_of_it_is(run, monkeypatch, capsys):
+    flags = "--frontier", "--attack", "loss", "--grid", 20, "--run", run / "seed-0"
+    call(monkeypatch, *flags)
+    written = (run / "seed-0" / "frontier.json").read_text()
+    for name in ("frontier.md", "frontier.png"):
+        (run / "seed-0" / name).unlink()
+    original, asked = releases.attack_scores, []
+
+    def spy(*args):
+        asked.append(args[-1])
+        return original(*args)
+
+    monkeypatch.setattr(releases, "attack_scores", spy)
+    monkeypatch.setattr(
+        frontier, "attacker_rows", lambda *args, f=frontier.attacker_rows: asked.append("rows") or f(*args)
+    )
+    call(monkeypatch, *flags)
+    assert asked == [] and (run / "seed-0" / "frontier.json").read_text() == written
+    assert (run / "seed-0" / "frontier.md").exists() and (run / "seed-0" / "frontier.png").exists()
+    path = run / "seed-0" / "undefended-4" / "all.pt"
+    model = checkpoint.load(path)
+    model.weights["tail.2.bias"] += 0.1
+    checkpoint.save(path.parent, model)
+    call(monkeypatch, *flags)
+    assert {*asked} == {"all", "rows"} and (run / "seed-0" / "frontier.json").read_text() != written
+
+
+def test_several_runs_must_have_the_same_models(run, monkeypatch):
+    images = data.toy(8, 0, n=120)
+    make(run / "seed-1", images, FOLDERS, seed=1)
+    both = "--frontier", "--attack", "loss", "--grid", 20, "--run", run / "seed-0", run / "seed-1"
+    call(monkeypatch, *both)
+    rows = rows_of(run)
+    assert all(len(row["held_out_loss"]) == len(row["predictions"]["auc_of_runs"]) == 2 for row in rows.values())
+    (run / "seed-1" / "unseen-3-of-2" / "distill-single.pt").unlink()
+    with pytest.raises(BadInput, match="only one of .*seed-0 and .*seed-1 has 'teacher of other images 3 of 2'"):
+        call(monkeypatch, *both)
+    (run / "seed-1" / "halves-4" / "A.pt").unlink()
+    with pytest.raises(BadInput, match=r"has a student whose teachers are not there: train it again \(--restart\)"):
+        call(monkeypatch, *both)
+    make(run / "seed-1", images, {"undefended-8": (["all"], 8, 1)} | FOLDERS, seed=2)
+    make(run / "seed-1", images, FOLDERS, seed=1)
+    with pytest.raises(BadInput, match="not all of its models have the same members and non-members"):
+        call(monkeypatch, *both)
+    with pytest.raises(BadInput, match=r"seed-9/ has no undefended model of this study \(python reproduce.py --study"):
+        call(monkeypatch, "--frontier", "--run", run / "seed-9")
+
+
+@pytest.mark.slow
+def test_all_attacks_and_generated_images(run, monkeypatch):
+    """Attackers who learn, and who hold weights; and what generated images reveal. gsa alone takes ten seconds."""
+    few_steps(monkeypatch)
+    monkeypatch.setattr(attacks, "secmi_nn", lambda features, known, others, seed: others.flatten(1).mean(1))
+    monkeypatch.setattr(attackers.by_quantiles, "__kwdefaults__", {"steps": 2, "seed": 0})
+    asked = "--frontier", "--attack", "loss", "secmi_nn", "gsa", "--grid", 20, "--n", 6
+    call(monkeypatch, *asked, "--run", run / "seed-0")
+    rows = rows_of(run / "seed-0")
+    plain = {"loss", "loss-ref", "loss-lira", "loss-quantile", "secmi_nn", "secmi_nn-ref", "all scores"}
+    weights = {"by weights: gsa", "by weights: gsa-ref"}
+    assert set(rows["DistillMD 3 of 4"]["weights"]["auc_by_attacker"][0]) == plain | weights
+    leaked = {f"leaked, by weights: {name}" for name in plain | {"gsa", "gsa-ref"}}
+    unmixed = {f"unmixed {name}" for name in plain}
+    assert set(rows["DualMD 4"]["weights"]["auc_by_attacker"][0]) == plain | unmixed | leaked
+    for name, row in rows.items():
+        assert not any("by weights" in pick for pick in row["predictions"]["attacker"][0]), name
+        assert row["n_generated"] == [6] and 0 < row["set_p"][0] <= 1
+    images = EvaluatedRun(run / "seed-0" / "cross-3-of-4", evaluate.parse_args(["--dataset", "toy", "--device", "cpu"]))
+    split = images.first.split
+    sides = (data.to_float(images.images[part]) for part in (split.members, split.nonmembers))
+    expected = attackers.set_test(data.to_float(images.generated("DistillMD", 6)), *sides)
+    assert [rows["DistillMD 3 of 4"][key][0] for key in ("set_statistic", "set_p")] == pytest.approx(expected)

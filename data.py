@@ -19,8 +19,7 @@ from lab.files import BadInput, exclusive, kept_rows
 def load(name: str, data_dir: str | None, size: int, seed: int) -> Tensor:
     """All training images of one of `datasets.DATASETS`, uint8 (N, 3, size, size), in their published order.
 
-    `toy` is drawn from `seed`, once: `data_dir` (default: data/) keeps it. Of the others `lab/datasets.py` says where
-    they are found or downloaded, and what raises BadInput.
+    `toy` is drawn from `seed`, once: `data_dir` (default: data/) keeps it. `lab/datasets.py` tells about the others.
     """
     if name != "toy":
         return datasets.load(name, data_dir, size, FILTERS.get(name, resize))
@@ -104,9 +103,8 @@ def index_split(
     The first half of a permutation is the members' pool, the second half the non-members'. `pools` gives two other
     arrays of indices instead, such as a published split; each is permuted. From each pool the first `members` indices
     are taken (an even number; default: as many as possible). The next ones of the non-members' pool, at most as many
-    again, are the reference model's; `block` 2 gives those after them, and so on. CIFAR-10's 50,000 give the field's
-    convention: 25,000 members, 12,500 of them in A and in B, 25,000 non-members, and no reference. Raises BadInput for
-    an impossible number of members.
+    again, are the reference model's; `block` 2 gives those after them. CIFAR-10's 50,000 give the field's convention:
+    25,000 members, half of them in A, 25,000 non-members, no reference. Raises BadInput for impossible numbers.
     """
     # RandomState: numpy promises that its stream never changes; torch and numpy's new generators do not promise that
     random = np.random.RandomState(seed)
@@ -139,8 +137,7 @@ def toy(size: int = 16, seed: int = 0, n: int | None = None, first: int = 0) -> 
     """Drawn landscapes number `first` to n - 1 (default: all), uint8 (n - first, 3, size, size), with texture all over.
 
     The texture has the spectrum of photographs: the amplitude falls as 1 / frequency. A network memorises only what it
-    cannot predict, and the attack SecMI needs images without empty areas: its walk towards noise begins with the noise
-    that the model sees in the image itself.
+    cannot predict, and SecMI needs images without empty areas: its walk begins with the noise that a model sees there.
     """
     images = np.stack([_draw(i, size, seed) for i in range(first, n or TOY_IMAGES)])
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

@@ -33,7 +33,7 @@ from lab.releases import COMBINATIONS, GENERATING, RELEASES, EvaluatedRun
 PUBLISHED_T = dict.fromkeys(attacks.HOLDS, 200) | {"secmi": 100, "secmi_nn": 100}
 # the adaptive attacker chooses; small ones for SecMI and small networks. DualMD's A answers at four, B at the others
 GRID = [20, 30, 50, 100, 150, 200, 250, 300]
-LONG = "rediffuse", "gsa"  # --frontier tries these at every second timestep, from 100 on
+LONG = dict.fromkeys(["rediffuse", "gsa"], [100, 200])  # --frontier's for attacks that take long
 # all are for T = 1000. For another T they are the same shares of it, rounded to a step of SecMI
 
 
@@ -83,7 +83,7 @@ def main() -> None:
         require_writable(out, directory=True)
     inception = fid.load(args.inception_weights, args.device) if args.fid else None
     if args.frontier:
-        grid = {attack: args.grid or GRID[3::2] if attack in LONG else args.grid or GRID for attack in attacks_of(args)}
+        grid = {attack: args.grid or LONG.get(attack, GRID) for attack in attacks_of(args)}
         frontier.report(paths, grid, inception, args, out)
     elif args.memorization:
         reports.memorization(runs, args, out)
@@ -187,8 +187,7 @@ def membership(runs: list[EvaluatedRun], inception: fid.InceptionV3 | None, args
 
 
 def attacks_of(args: Namespace) -> list[str]:
-    asked = args.attack or cli.ATTACKS
-    return [attack for attack in attacks.HOLDS if attack in asked or "all" in asked]
+    return [attack for attack in attacks.HOLDS if {attack, "all"} & {*(args.attack or cli.ATTACKS)}]
 
 
 def judge(

@@ -117,9 +117,8 @@ SPLITS = 10  # parts of a set in an Inception Score, as in the literature
 def inception_score(logits: Tensor, splits: int = SPLITS) -> tuple[float, float]:
     """exp(mean of KL(p(y|x) || p(y))) of each of `splits` parts: their mean and standard deviation, in float64.
 
-    logits (N, classes) are of N images in random order, N >= splits; p(y) is the mean of a part's p(y|x). The mean is
-    from 1 to the number of classes, and to N / splits: it compares only with the same N (Salimans et al. 2016,
-    section 4; the parts are torch-fidelity's).
+    logits (N, classes) are of N images in random order, N >= splits; p(y) is the mean of a part's p(y|x). It compares
+    only with the same N (Salimans et al. 2016, section 4; the parts are torch-fidelity's).
     """
     log_p, scores = logits.double().log_softmax(1), []
     for i in range(splits):
@@ -195,8 +194,7 @@ class Block(nn.Module):
 class InceptionV3(nn.Module):
     """Szegedy et al. 2016, "Rethinking the Inception Architecture", with torchvision's `state_dict` and outputs.
 
-    With `literature` it is the network of published FIDs: 1,008 classes, average pooling that does not count the
-    padding, and max pooling in the last block.
+    `literature` is the network of published FIDs: 1,008 classes, averages without the padding, max pooling at the end.
     """
 
     def __init__(self, literature: bool = False):
@@ -295,9 +293,8 @@ def judge(
 ) -> tuple[Gaussian, tuple[float, ...]]:
     """What `distance` compares, and the Inception Score, of n images; `what` names them.
 
-    `batches(k)` gives them from image k on, uint8 (N, 3, H, W), in random order. `path` keeps all this under `key`.
-    Without a classifier, and of fewer images than it has parts, the score is (). Raises BadInput for fewer than two
-    images, and for features that are not finite.
+    `batches(k)` gives them from image k on, uint8 (N, 3, H, W), in random order. `path` keeps all under `key`. With no
+    classifier, or fewer images than parts, the score is (). Raises BadInput for one image, and for infinite features.
     """
     key, unfinished = key_of(key, inception.sha256), path.with_name(f"{path.stem}-unfinished.npz")
 

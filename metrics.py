@@ -73,8 +73,7 @@ def adaptive(members: Scores, nonmembers: Scores, seed: int = 0, flips: bool = T
     Members and non-members are cut into two random halves. On one half the attacker picks the row and the sign with
     the best AUC, and the threshold with the best accuracy. With these they judge the other half. Then the halves swap,
     and both results are pooled. The resamples for the interval are drawn within each half and pick anew, so the
-    interval includes the luck of the pick. Without `flips` the attacker keeps the sign of the scores. Raises ValueError
-    for fewer than two members or non-members.
+    interval includes the luck of the pick. Without `flips` the sign stays. Raises ValueError for less than two of each.
     """
     both = _as_arrays(members, nonmembers)
     cut = halves(*(scores.shape[1] for scores in both), seed)

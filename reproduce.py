@@ -7,8 +7,7 @@ It runs as many at a time as there are cores. It leaves out the trainings whose 
 commands keep what takes long, so that the same command continues after Ctrl-C. Each seed is a training of all models,
 in a directory of its own.
 
---study frontier asks another question: does a defended model leak less than a plain one of the same quality, or of the
-same cost? It trains undefended models of several lengths, and defended ones of teachers of several lengths.
+--study frontier asks: does a defended model leak less than a plain one of the same quality, or of the same cost?
 """
 
 import shlex
@@ -21,6 +20,7 @@ import attacks
 import fid
 from lab import cli
 from lab.files import BadInput
+from lab.hardware import seconds_a_step
 from lab.jobs import Job, run_all
 from lab.reports import remove_results
 
@@ -29,12 +29,9 @@ PRESETS = {"tiny": 1300, "small": 9600, "cifar10": 780_000}  # train.py's, and t
 
 def main() -> None:
     parser = cli.parser(__doc__, dataset="toy", members="(default: the preset's)")
-    studies = "the defences and their attacks, or their price beside shorter trainings (default: %(default)s)"
-    parser.add_argument("--study", choices=["defence", "frontier"], default="defence", help=studies)
-    full = "of the frontier, all models and attacks (default: what takes half an hour on two cores)"
-    parser.add_argument("--full", action="store_true", help=full)
-    several = "reference models of full length of the frontier (default: 1, with --full 4)"
-    parser.add_argument("--references", type=cli.natural, help=several)
+    parser.add_argument("--study", choices=["defence", "frontier"], default="defence", help="(default: %(default)s)")
+    parser.add_argument("--full", action="store_true", help="all models and attacks of the frontier, which take hours")
+    parser.add_argument("--references", type=cli.natural, help="the frontier's reference models (default: 1; full: 4)")
     size = parser.add_argument_group("size of the study (train.py's flags)")
     size.add_argument("--preset", choices=PRESETS, default="tiny", help="minutes, hours, days (default: %(default)s)")
     size.add_argument("--size", type=cli.natural, help="side of the images in pixels (default: the preset's)")
@@ -51,11 +48,12 @@ def main() -> None:
     about = frontier if args.study == "frontier" else study
     args.run = args.run or Path("runs") / (f"frontier-{args.dataset}" if about == frontier else args.dataset)
     cores = torch.get_num_threads() if args.device.type == "cpu" else 1  # on a GPU one command at a time
-    for job in about(args, cores, with_fid=args.inception_weights is not None):
-        job.check()
+    parsed = [job.check() for job in about(args, cores, with_fid=args.inception_weights is not None)]
     without_fid = reason_without_fid(args) if about == study or args.full else ""
     jobs = about(args, cores, with_fid=without_fid is None)
     print(f"{args.run}/: {len(jobs)} commands, as many at a time as {cores} core(s) allow:\n")
+    if about == frontier:
+        print(f"They take about {minutes(jobs, parsed, args) / cores:,.0f} minutes on this machine.\n")
     for job in jobs:
         print(f"  {job}{'  # done already' if job.done else ''}")
     if without_fid:
@@ -89,9 +87,8 @@ def study(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
     root, jobs = args.run, []
     runs = [root / f"seed-{seed}" for seed in range(args.seeds)]
     students = ["distill-cross", *(["distill-average"] if args.average else [])]
-    names = "preset", "members", "steps", "size", "member_split"
-    size = flags(**{name: getattr(args, name) for name in names})
-    data = flags(dataset=args.dataset, data_dir=args.data_dir, device=args.device)
+    size = given(args, "preset", "members", "steps", "size", "member_split")
+    data = given(args, "dataset", "data_dir", "device")
 
     def add(*words: object, **rest) -> Job:
         jobs.append(Job(["python", *map(str, words), *data], **rest))
@@ -130,12 +127,19 @@ def study(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
     return jobs
 
 
+def minutes(jobs: list[Job], parsed: list[Namespace], args: Namespace) -> float:
+    """A guess for one core: a step is timed, and judging a model takes as long as so many steps for each member."""
+    model, judging = parsed[0].wanted, 12 if args.full else 2.5
+    models = [(job.done, its) for job, its in zip(jobs, parsed) if job.makes]
+    steps = sum(its.steps * (4 / 3 if its.distill else 1) for done, its in models if not done and "steps" in its)
+    steps += len(models) * len(model.split.members) * judging
+    return steps * seconds_a_step(model.unet, model.dataset["size"], model.settings["batch"], args.device) / 60
+
+
 def frontier(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
     """The commands of --study frontier. A model's directory is named after its steps, and those of its teachers."""
     if (unit := args.steps or PRESETS[args.preset]) < 8:
-        raise BadInput(
-            f"--steps {unit}: the shortest training of --study frontier has an eighth of them, so take 8 or more"
-        )
+        raise BadInput(f"--steps {unit}: the shortest training of the frontier has an eighth of them: take 8 or more")
     double, full, half, quarter, eighth = lengths = [unit * eighths // 8 for eighths in (16, 8, 4, 2, 1)]
     references = range(1, 1 + (args.references or (4 if args.full else 1)))
     models = [(f"undefended-{steps}", steps, ["all"]) for steps in lengths]
@@ -152,11 +156,9 @@ def frontier(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
         students += [(name, full, steps) for name in ("average", "ordinary") for steps in (full, quarter)]
         students += [("unseen", full, quarter)]
     of = {"cross": "halves", "average": "halves", "ordinary": "undefended", "unseen": "other"}
-    names = "preset", "members", "size", "member_split"
-    new = flags(**{name: getattr(args, name) for name in names})
-    data = flags(dataset=args.dataset, data_dir=args.data_dir, device=args.device)
-    judge = ["evaluate.py", "--frontier", "--attack", *(["all"] if args.full else args.attack)]
-    judge += flags(n=args.n or (1000 if args.full else None))
+    new, data = given(args, "preset", "members", "size", "member_split"), given(args, "dataset", "data_dir", "device")
+    judge = ["evaluate.py", "--frontier", *flags(n=args.n or (1000 if args.full else None))]
+    judge += ["--attack", *(["all"] if args.full else args.attack)]
     judge += ["--fid", *flags(inception_weights=args.inception_weights)] if with_fid else []
     runs, jobs = [args.run / f"seed-{seed}" for seed in range(args.seeds)], []
 
@@ -164,19 +166,28 @@ def frontier(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
         jobs.append(Job(["python", *map(str, words), *data], **rest))
 
     for seed, run in enumerate(runs):
-        first = len(jobs)
+        first, made = len(jobs), {}
         for folder, steps, words in models:
             size = [*new, "--seed", seed, "--steps", steps, "--run", run / folder]
             add(["train.py", "--split", *words, *size], makes=run / folder / f"{words[0]}.pt")
+            made.setdefault(folder, []).append(jobs[-1])
         for name, steps, theirs in students:
-            needs = [job for job in jobs[first:] if job.makes.parent == run / f"{of[name]}-{theirs}"]
+            needs = made[f"{of[name]}-{theirs}"]
             into, targets = run / f"{name}-{steps}-of-{theirs}", name if of[name] == "halves" else "single"
             words = ["--distill", targets, "--teachers", *(job.makes for job in needs), "--steps", steps, "--run", into]
             add(["train.py", *words], needs=needs, makes=into / f"distill-{targets}.pt")
+        for epsilon in (10, 100) if args.full and args.dataset != "toy" else ():  # too few images
+            needs, into = made[f"undefended-{full}"], run / f"private-{full}-{epsilon}"
+            words = ["--like", needs[0].makes, "--epsilon", epsilon, "--run", into]
+            add(["-m", "lab.private", *words], needs=needs, makes=into / "all.pt")
         if run != runs[-1]:  # its scores are kept; the last run's come with the table
             add([*judge, "--print-only", "--run", run], needs=jobs[first:])
     add([*judge, "--run", *runs, "--out", args.run], needs=[*jobs], cores=cores)
     return jobs
+
+
+def given(args: Namespace, *names: str) -> list[str]:
+    return flags(**{name: getattr(args, name) for name in names})
 
 
 def flags(**values: object) -> list[str]:

@@ -1,7 +1,6 @@
 """Attackers stronger than those of attacks.py: they hold several reference models, or learn from many scores at once.
 
-Scores are those of attacks.py: tensors (..., N), a number for each image, and higher means member. They are minus an
-error. `evidence` is minus the error's logarithm: the ratio of two errors becomes a difference.
+Scores (..., N) are those of attacks.py: minus an error of each image. `evidence` is minus the error's logarithm.
 """
 
 import functools
@@ -22,10 +21,9 @@ def evidence(scores: Tensor) -> Tensor:
 def lira(scores: Tensor, references: Tensor) -> Tensor:
     """Offline LiRA (Carlini et al. 2022, arXiv 2112.03570, eq. 4): (phi - mu_out) / sigma_out for each image.
 
-    `references` (K, ..., N) are the scores under K >= 2 models that never saw these images, and phi is the evidence.
-    mu_out and sigma_out are phi's mean and standard deviation under these models. This orders images as the paper's
-    probability does that such a model gives less. K is small here, so an image's variance is averaged with the mean
-    variance of all images.
+    `references` (K, ..., N) are the scores under K >= 2 models that never saw these images. phi is the evidence, and
+    mu_out and sigma_out its mean and standard deviation under these models. The order is that of the paper's
+    probability. K is small here, so an image's variance is averaged with the mean variance of all images.
     """
     out = evidence(references)
     variance = (out.var(0) + out.var(0).mean(-1, keepdim=True)) / 2
@@ -87,11 +85,10 @@ def set_test(
 ) -> tuple[float, float]:
     """Is a *set* of candidates nearer to generated images than held-out ones? Returns a statistic and its p-value.
 
-    After Li et al. (arXiv 2502.02970), who find that a student's images stay near its teacher's members. The images are
-    (G or N, 3, H, W) in [-1, 1]. The statistic is MMD^2(generated, held-out) - MMD^2(generated, candidates), unbiased
-    (Gretton et al. 2012, eq. 3); above 0 the candidates are nearer. The kernel is a mean of four Gaussians of pixels:
-    their widths are 1/8 to 1 of the median distance. The p-value is the share of `draws` permutations of the real
-    images' labels with at least this statistic, one-sided.
+    After Li et al. (arXiv 2502.02970), who find that a student's images stay near its teacher's members. Images are (G
+    or N, 3, H, W) in [-1, 1]. The statistic is MMD^2(generated, held-out) - MMD^2(generated, candidates), unbiased
+    (Gretton et al. 2012, eq. 3); the kernel is a mean of four Gaussians of pixels, with 1/8 to 1 of the median distance
+    as width. The p-value, one-sided, is the share of permutations of the real images with at least this statistic.
     """
     real, n = torch.cat([candidates, held_out]).flatten(1).double(), len(candidates)
     squared = torch.cdist(real, real).square()

@@ -162,8 +162,7 @@ def weights_key(*models: Checkpoint) -> str:
 # --- what a file may say ------------------------------------------------------------------------------
 
 # The rule of each value: all that it can be, the ends of a range of fractions (with None if it can be that), its type,
-# or [the rule of each entry of a tuple]. The ranges are wide, but nothing that is built from a stranger's numbers may
-# fill the memory.
+# or [the rule of each entry of a tuple]. The ranges are wide, but a stranger's numbers may not fill the memory.
 SEED, SIZE, COUNT, FRACTION = range(2**32), range(1, LARGEST_SIZE + 1), range(1, 2**31), (0.0, 1.0)
 RULES = {
     "dataset": {"name": DATASETS, "data_dir": str | None, "size": SIZE, "seed": SEED, "sha256": str},

@@ -245,8 +245,7 @@ warnings.filterwarnings("ignore", module="PIL")  # it warns of oddities in files
 def image_files(folder: Path, deep: bool = False, least: int = 1) -> list[Path]:
     """The images in a folder, sorted by name; with `deep` also in its folders, each once, even if links lead to it.
 
-    What is hidden is no image: names that begin with a dot, and macOS's __MACOSX. Raises BadInput for a folder that
-    cannot be read, and for fewer images than `least`.
+    Hidden files (.NAME, __MACOSX) are no images. Raises BadInput for an unreadable folder, and for less than `least`.
     """
 
     def stop(error: OSError) -> None:

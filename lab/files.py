@@ -36,8 +36,7 @@ def in_a_line(error: Exception) -> str:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. It becomes `path` on success, and is removed on any error.
 
-    A reader of `path` sees the old file or the new one, never a part of it, even after a power cut. Raises BadInput
-    where the file cannot be written.
+    A reader of `path` sees the old file or the new one, whole, even after a power cut. Raises BadInput if it can't be.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -62,8 +61,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock of `path` as long as the block lasts and this process lives: nobody else should write `path`.
 
-    If another process holds it, raises BadInput at once, or waits with `wait`. Where there can be no lock file, there
-    is no lock.
+    If another process holds it, raises BadInput at once, or waits with `wait`. On some file systems there is no lock.
     """
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
@@ -174,8 +172,7 @@ def kept_rows(
 ) -> list[Tensor]:
     """Tensors of n rows; `batches(k)` yields them from row k on, in parts. Rows that `path` has are not made again.
 
-    They are kept when the work ends, is interrupted or fails, and in between, with the states of the random
-    `generators` that it draws from.
+    They are kept when the work ends, is interrupted or fails, and in between, with the states of its `generators`.
     """
     kept, saved = read_kept(path, key), time.monotonic()
     for generator, state in zip(generators, kept.pop("states", ())):

@@ -1,8 +1,7 @@
 """The frontier: does a defence leak less than a plain model of the same quality, or of the same cost?
 
-A run of this study, such as runs/frontier-toy/seed-0/, has a directory for each model, or pair of models, that
-`reproduce.py --study frontier` trains: FAMILY-STEPS, or FAMILY-STEPS-of-STEPS for a student of teachers with so many.
-All models of a run have the same members and non-members. Whatever is there is judged.
+A run, such as runs/frontier-toy/seed-0/, has a directory for each model or pair of models that `reproduce.py --study
+frontier` trains: FAMILY-STEPS, or FAMILY-STEPS-of-STEPS for a student of teachers with so many. All are judged.
 """
 
 import re
@@ -43,7 +42,7 @@ class Judged:
     held_out_loss: float
     quality: dict  # of generated images
     cut: list  # metrics.halves of its members and non-members
-    rows: dict[str, Tensor]  # scores (R, N + M) by attacker, members first
+    rows: dict[str, Tensor]  # scores (R, 2 N) by attacker, members first
 
 
 # --- statistics ---------------------------------------------------------------------------------------
@@ -86,10 +85,9 @@ def resamples(cut: list, seed: int, draws: int = metrics.RESAMPLES) -> list[list
 def at_equal(x: float, xs: list[float], ys: np.ndarray) -> tuple[np.ndarray, str]:
     """y (B,) of a curve through points (xs, ys) (L,), (L, B) where its x, which falls at first, is this x. And a bound.
 
-    The curve is used up to its smallest x: a longer training has the same quality again, and leaks more. The points'
-    steps grow by factors, and interpolation is linear in their logarithm. Outside, an end point stands for the curve.
-    Before the first one the curve would leak less: a difference to it is "at least" that to the point. Where no point
-    has so small an x, it is "at most" that.
+    The curve ends at its smallest x: a longer training has the same quality again, and leaks more. Interpolation is
+    linear in the logarithm of steps. Outside, an end point stands for the curve. Before the first one the curve would
+    leak less: a difference to it is "at least" that to the point. Where no point has so small an x, "at most" that.
     """
     best = int(np.argmin(xs))
     if x > xs[0] or x < xs[best]:
@@ -115,9 +113,8 @@ def mean_and_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, 
 
 def verdict(low: float, high: float, bounds: set[str]) -> str:
     """What a difference of AUCs, defended minus undefended, with this interval decides. A bound proves one side."""
-    if low > 0 and "at most" not in bounds:
-        return "leaks more"
-    return "leaks less" if high < 0 and "at least" not in bounds else "undecided"
+    more, less = low > 0 and "at most" not in bounds, high < 0 and "at least" not in bounds
+    return "leaks more" if more else "leaks less" if less else "undecided"
 
 
 # --- one run ------------------------------------------------------------------------------------------
@@ -143,7 +140,8 @@ class Run:
                 raise BadInput(f"{path}/: not all of its models have the same members and non-members")
         used = {*torch.cat([split.nonmembers, *(model.trained_on for model in every)]).tolist()}
         unused = torch.tensor([i for i in range(len(self.images)) if i not in used], dtype=torch.int64)
-        order = torch.randperm(len(unused), generator=torch.Generator().manual_seed(self.first.settings["seed"]))
+        self.seed = self.first.settings["seed"]
+        order = torch.randperm(len(unused), generator=torch.Generator().manual_seed(self.seed))
         # the last ones are an attacker's own, who learns from them what to expect of non-members
         self.indices = torch.cat([self.judged_on, unused[order[: 2 * self.members if "gsa" in grid else 0]]])
         self.references, self.group = self._references()
@@ -285,10 +283,11 @@ def report(paths: list[Path], grid: dict, inception: fid.InceptionV3 | None, arg
     lines = tables.frontier(paths, rows)
     print(*lines, sep="\n")
     if not args.print_only:
+        about = {"runs": [reports.provenance(run) for run in runs]}
         keys = [identity(run.first, model) for run in runs for its in run.models.values() for model in its.values()]
         asked = key_of(str((grid, args.n, args.seed, inception and inception.sha256)))
         mark = f"dualmd result {key_of(FORMULA, *keys)[:16]} {asked[:16]}"
-        reports.write(out, mark, {"frontier.md": lines, "frontier.json": rows})
+        reports.write(out, mark, {"frontier.md": lines, "frontier.json": [row | about for row in rows]})
         figures.frontier(out / "frontier.png", rows, mark)
         print(f"tables and figure are in {out}/")
 
@@ -318,11 +317,8 @@ def summarised(judged: list[dict[str, Judged]], seed: int) -> list[dict]:
 
 def attacked(one: Judged, seed: int) -> dict[str, tuple[np.ndarray, dict]]:
     """By access: the strongest attacker's AUC in each resample, who that is on each half, and what they all get."""
-    n, names = (
-        sum(len(members) for members, _ in one.cut),
-        np.array([name for name, its in one.rows.items() for _ in its]),
-    )
-    members, nonmembers = np.split(torch.cat([*one.rows.values()]).double().numpy(), [n], 1)
+    names = np.array([name for name, its in one.rows.items() for _ in its])
+    members, nonmembers = np.split(torch.cat([*one.rows.values()]).double().numpy(), 2, 1)
     halves = zip(one.cut, resamples(one.cut, seed), strict=True)
     aucs = [weighted_aucs(members[:, m], nonmembers[:, n], weights) for (m, n), weights in halves]
     each = {name: strongest([half[names == name, :1] for half in aucs])[0].item() for name in dict.fromkeys(names)}

@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import timeit
 from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dualmd import EpsModel
 from lab import distributed
 from lab.files import BadInput, in_a_line
-from unet import UNet
+from unet import UNet, UNetConfig
 
 
 def bfloat16_is_faster(device: torch.device) -> bool:
@@ -56,8 +58,7 @@ def accelerated(model: nn.Module, ema: nn.Module, args: Namespace, steps: int) -
 def for_sampling(network: UNet, T: int) -> EpsModel:
     """A copy of the network that generates images faster: in bfloat16, where trainings use that, for t from 0 to T - 1.
 
-    The embeddings of all timesteps are computed once, in float32, because bfloat16 does not tell 999 from 1000. Attacks
-    ask the network itself: they compare nearly equal numbers.
+    The embeddings of all timesteps are computed once, in float32: bfloat16 doesn't tell 999 from 1000. Not for attacks.
     """
     device, fast = network.head.weight.device, copy.deepcopy(network)
     fast.time_embedding = nn.Embedding.from_pretrained(network.time_embedding(torch.arange(T, device=device)))
@@ -81,6 +82,16 @@ def on_all_cores(eps_model: EpsModel, device: torch.device) -> Iterator[EpsModel
             yield answer if cores > 1 else eps_model
         finally:
             torch.set_num_threads(cores)  # or later threads would have one, as these
+
+
+def seconds_a_step(unet: UNetConfig, size: int, batch: int, device: torch.device) -> float:
+    """How long a training step takes with one thread: the fastest of three."""
+    network, cores = UNet(unet).to(device), torch.get_num_threads()
+    x, t = torch.zeros(batch, 3, size, size, device=device), torch.zeros(batch, dtype=torch.int64, device=device)
+    torch.set_num_threads(1)
+    times = timeit.repeat(lambda: F.mse_loss(network(x, t), x).backward(), number=1, repeat=3)
+    torch.set_num_threads(cores)
+    return min(times)
 
 
 def reuse_memory() -> None:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from argparse import Namespace
 from dataclasses import dataclass, field
 from functools import partialmethod
 from pathlib import Path
@@ -31,13 +32,14 @@ class Job:
 
     def __post_init__(self):
         self.done = self.makes is not None and self.makes.exists()
+        self.words = self.command[2 if self.command[1] == "-m" else 1 :]  # a script, or a module of lab/, and its flags
 
     def __str__(self) -> str:
         return shlex.join(self.command)
 
-    def check(self) -> None:
+    def check(self) -> Namespace:
         """Parse the command as its script does: that refuses what can be known to be impossible."""
-        importlib.import_module(Path(self.command[1]).stem).parse_args(self.command[2:])
+        return importlib.import_module(self.words[0].removesuffix(".py")).parse_args(self.words[1:])
 
 
 def run_all(waiting: list[Job], cores: int, on_cpu: bool) -> list[tuple[Job, float, float]]:
@@ -104,5 +106,5 @@ def run_script(job: Job, output: Path | None, line: int, on_cpu: bool) -> None:
     if on_cpu:  # two processes of one thread do almost twice the work of one process with two threads
         torch.set_num_threads(job.cores)
     tqdm.__init__ = partialmethod(tqdm.__init__, position=line)
-    sys.argv = job.command[1:]
-    runpy.run_path(str(Path(__file__).parent.parent / sys.argv[0]), run_name="__main__")
+    sys.argv = job.words
+    runpy.run_module(sys.argv[0].removesuffix(".py"), run_name="__main__")

@@ -1,8 +1,7 @@
 """The field's checkpoint format: pytorch-ddpm writes it, and the code of SecMI, PIA and SimA reads it.
 
 A file is a dict. Its "ema_model" holds the averaged weights, its "net_model" those of the last step. Their names are
-those of unet.py, except in the time embedding, whose table is saved too. No size is written down, and every GroupNorm
-has 32 groups.
+those of unet.py, except in the time embedding, whose table is saved too. No size is saved. A GroupNorm has 32 groups.
 """
 
 import dataclasses

@@ -53,9 +53,8 @@ COMBINATIONS = "max", "sum"  # how attacks.combine_scores combines the scores of
 class EvaluatedRun:
     """One run directory, and what can be judged in it.
 
-    Its scores/, generated/ and fid/ keep scores, generated images and Inception's features, an interrupted work's too,
-    until something changes that they depend on: weights, images, arguments, FORMULA in files.py. By default the
-    reference model and the `models` are those in the directory.
+    Its scores/, generated/ and fid/ keep what took long, an interrupted work's too, until something changes that it
+    depends on: weights, images, arguments, FORMULA in files.py. By default the models are those in the directory.
     """
 
     def __init__(self, path: Path, args: Namespace, images: Tensor | None = None, models: dict | None = None):
@@ -116,8 +115,7 @@ class EvaluatedRun:
         """The scores of members (R, N) and non-members (R, N) for each wanted attack, with a row for each timestep.
 
         A release with two models has these rows once for each of COMBINATIONS. `calibrate` subtracts the scores under
-        the reference. An attack of attacks.FEATURES has no scores yet, but the features (R, N, ...) of all models, the
-        reference's last.
+        the reference. An attack of attacks.FEATURES has the features (R, N, ...) of all models, the reference's last.
         """
         names, sides = [*RELEASES[release].models, *(["reference"] if calibrate else [])], self.indices(release)
         found, result = [self.scores_of(name, torch.cat(sides), wanted) for name in names], {}

@@ -171,28 +171,26 @@ def beside_the_paper(runs: list[EvaluatedRun], rows: list[dict]) -> list[str]:
 
 def frontier(paths: list[Path], rows: list[dict]) -> list[str]:
     """Three tables: every model; each one beside the undefended models; and how strong each attacker is."""
-    qualities = [column for column in (("FID", "fid", ".1f"), ("set-level p", "set_p", ".3f")) if column[1] in rows[0]]
-    first = [["model", "compute", "held-out loss", *(heading for heading, *_ in qualities)]]
-    first[0] += [word for holds in ("predictions", "weights") for word in (f"AUC by {holds}", "attacker", "TPR@1%")]
-    second = [["model: AUC minus an undefended model's", *(f"at equal {x}" for k, x in EQUAL.items() if k in rows[0])]]
+    both, numbers = ("predictions", "weights"), [("FID", "fid", ".1f"), ("set-level p", "set_p", ".3f")]
+    numbers = [("held-out loss", "held_out_loss", ".4f"), *(column for column in numbers if column[1] in rows[0])]
+    heads = [f"AUC by {holds}, attacker, TPR@1%".split(", ") for holds in both]
+    first = [["model", "compute", *(name for name, *_ in numbers), *heads[0], *heads[1]]]
+    second = [["AUC minus an undefended model's", *(f"at equal {name}" for x, name in EQUAL.items() if x in rows[0])]]
     for row in rows:
-        cells = [row["model"], f"{row['compute']:,.0f}", f"{np.mean(row['held_out_loss']):.4f}"]
-        cells += [format(np.mean(row[key]), form) for _, key, form in qualities]
-        for holds in ("predictions", "weights"):
-            its, picks = row[holds], [pick for both in row[holds]["attacker"] for pick in both]
+        cells = [row["model"], f"{row['compute']:,.0f}", *(format(np.mean(row[x]), form) for _, x, form in numbers)]
+        for holds, its in [(holds, row[holds]) for holds in both]:
+            picks = [pick for halves in its["attacker"] for pick in halves]
             who = max(picks, key=picks.count) + (" …" if len({*picks}) > 1 else "")
             tpr = "–" if None in its["tpr_at_1"] else f"{np.mean(its['tpr_at_1']):.2f}"
             cells += [interval(its["auc"], its["auc_95"]), who, tpr]
             found = [its[f"at_equal_{x}"] for x in EQUAL if f"at_equal_{x}" in its]
             second += [[f"{row['model']}, by {holds}", *map(difference, found)]] if found else []
         first.append(cells)
-    its = [row["weights"]["auc_by_attacker"] for row in rows]
-    mean = [{name: np.mean([one[name] for one in several]) for name in several[0]} for several in its]
-    third, best = (
-        [["attacker", "mean AUC", "largest", "models", "the strongest of"]],
-        [max(one, key=one.get) for one in mean],
-    )
-    aucs = {name: [one[name] for one in mean if name in one] for every in mean for name in every}
+    third, several = [["attacker", "mean AUC", "largest", "models", "the strongest of"]], []
+    for its in [row["weights"]["auc_by_attacker"] for row in rows]:
+        several.append({name: np.mean([one[name] for one in its]) for name in its[0]})
+    best = [max(one, key=one.get) for one in several]
+    aucs = {name: [one[name] for one in several if name in one] for every in several for name in every}
     for name, found in sorted(aucs.items(), key=lambda item: -np.mean(item[1])):
         third.append([name, f"{np.mean(found):.3f}", f"{max(found):.3f}", str(len(found)), str(best.count(name))])
     what = f"{', '.join(map(str, paths))}: means over {len(paths)} trainings of each model, with 95 % intervals"

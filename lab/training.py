@@ -72,12 +72,8 @@ def student(args: Namespace) -> tuple[Checkpoint, list[Checkpoint]]:
 
     Raises BadInput where a teacher is missing, or where a flag contradicts their settings.
     """
-    paths = teachers_of(args)
-    teachers, trained = (
-        [checkpoint.load(path) for path in paths],
-        f"the teachers in {paths[0].parent}/ were trained with",
-    )
-    a, last = teachers[0], teachers[-1]
+    teachers = [checkpoint.load(path) for path in teachers_of(args)]
+    a, last, trained = teachers[0], teachers[-1], f"the teachers in {teachers_of(args)[0].parent}/ were trained with"
     checkpoint.require_same_images(a, last, args.run)
     if len(teachers) == 2 and (a.name, last.name) != ("A", "B"):
         raise BadInput(f"--teachers: the first must be A and the second B, not {a.name} and {last.name}")
@@ -100,8 +96,7 @@ def student(args: Namespace) -> tuple[Checkpoint, list[Checkpoint]]:
 def claimed(wanted: Checkpoint, args: Namespace) -> Iterator[Tensor | None]:
     """Keep other processes from training the `wanted` model. Yield its images; None if it is trained already.
 
-    When the block ends, --export is written. Raises BadInput where another process trains this model, and where the
-    models in --run come from other settings or images.
+    When the block ends, --export is written. Raises BadInput as `is_trained`, and where another process trains it.
     """
     its, path, first = wanted.dataset, path_in(args.run, wanted.name), distributed.RANK == 0
     print(f"preset {wanted.settings['preset']}: {its['size']}x{its['size']} images, {wanted.unet.ch} channels")

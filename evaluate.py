@@ -21,6 +21,7 @@ from torch import Tensor
 
 import attacks
 import data
+import dualmd
 import fid
 import metrics
 from lab import attackers, cli, figures, frontier, releases, reports, tables
@@ -73,7 +74,12 @@ def parse_args(words: list[str] | None = None) -> Namespace:
 def main() -> None:
     args = parse_args()
     if args.frontier:
+        other = "reference", "checkpoint", "member_split", "members", "size", "t", "memorization"
         paths = args.run or sorted((Path("runs") / f"frontier-{args.dataset}").glob("seed-*"))
+        grid = {attack: args.grid or LONG.get(attack, GRID) for attack in attacks_of(args)}
+        if any(getattr(args, flag) for flag in other) or not paths or {*grid} <= {"gsa"}:
+            raise BadInput(f"--frontier takes runs, an attack by predictions, and none of: {', '.join(other)}")
+        releases.require_timesteps(grid, dualmd.NoiseSchedule())
     else:
         runs = [published_run(args)] if args.checkpoint else own_runs(args)
         releases.require_comparable(runs)
@@ -83,7 +89,6 @@ def main() -> None:
         require_writable(out, directory=True)
     inception = fid.load(args.inception_weights, args.device) if args.fid else None
     if args.frontier:
-        grid = {attack: args.grid or LONG.get(attack, GRID) for attack in attacks_of(args)}
         frontier.report(paths, grid, inception, args, out)
     elif args.memorization:
         reports.memorization(runs, args, out)

@@ -49,7 +49,7 @@ def main() -> None:
     args.run = args.run or Path("runs") / (f"frontier-{args.dataset}" if about == frontier else args.dataset)
     cores = torch.get_num_threads() if args.device.type == "cpu" else 1  # on a GPU one command at a time
     parsed = [job.check() for job in about(args, cores, with_fid=args.inception_weights is not None)]
-    without_fid = reason_without_fid(args) if about == study or args.full else ""
+    without_fid = reason_without_fid(args) if about == study or args.full or args.inception_weights else ""
     jobs = about(args, cores, with_fid=without_fid is None)
     print(f"{args.run}/: {len(jobs)} commands, as many at a time as {cores} core(s) allow:\n")
     if about == frontier:
@@ -141,14 +141,17 @@ def frontier(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
     if (unit := args.steps or PRESETS[args.preset]) < 8:
         raise BadInput(f"--steps {unit}: the shortest training of the frontier has an eighth of them: take 8 or more")
     double, full, half, quarter, eighth = lengths = [unit * eighths // 8 for eighths in (16, 8, 4, 2, 1)]
+    between = [unit * eighths // 8 for eighths in (6, 3)] if args.full else []  # the curve bends there
     references = range(1, 1 + (args.references or (4 if args.full else 1)))
-    models = [(f"undefended-{steps}", steps, ["all"]) for steps in lengths]
+    models = [(f"undefended-{steps}", steps, ["all"]) for steps in (*lengths, *between)]
     for steps in lengths[1:] if args.full else (full, quarter):
         models += [(f"halves-{steps}", steps, [images]) for images in "AB"]
     models += [(f"reference-{full}-{k}", full, ["reference", "--block", k]) for k in references]
     students = [("cross", full, full), ("cross", full, quarter)]
     if args.full:
-        models += [(f"reference-{steps}-1", steps, ["reference"]) for steps in (double, half, quarter, eighth)]
+        models += [
+            (f"reference-{steps}-1", steps, ["reference"]) for steps in (double, half, quarter, eighth, *between)
+        ]
         models += [(f"other-{quarter}", quarter, ["reference", "--block", references.stop])]  # no attacker's
         models += [(f"dropout-{full}", full, ["all", "--dropout", 0.3]), (f"flip-{full}", full, ["all", "--flip"])]
         models += [(f"decay-{full}", full, ["all", "--weight-decay", 0.5])]

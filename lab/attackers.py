@@ -80,6 +80,19 @@ def learned(
     return scores
 
 
+def learned_by_each(attack: str, members: Tensor, nonmembers: Tensor, seed: int, device: torch.device) -> Tensor:
+    """What two attackers have who know one half each, scores (2, 1, N + M). Each learns on all of their half.
+
+    So they score the other half. Their own half they score by two folds: to choose among attacks they need scores that
+    are not of what they learned from, and that tell nothing of the other half.
+    """
+    found = np.concatenate(learned(attack, members, nonmembers, seed, device))[None].repeat(2, 0)
+    for k, (mine, others) in enumerate(metrics.halves(members.shape[1], nonmembers.shape[1], seed)):
+        pair = learned(attack, members[:, mine], nonmembers[:, others], seed, device)
+        found[k, mine], found[k, members.shape[1] + others] = pair
+    return torch.from_numpy(found)[:, None]
+
+
 def set_test(
     generated: Tensor, candidates: Tensor, held_out: Tensor, *, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """The frontier: does a defence leak less than a plain model of the same quality, or of the same cost?
 
 A run, such as runs/frontier-toy/seed-0/, has a directory for each model or pair of models that `reproduce.py --study
-frontier` trains: FAMILY-STEPS, or FAMILY-STEPS-of-STEPS for a student of teachers with so many. All are judged.
+frontier` trains: FAMILY-STEPS, and for a student FAMILY-STEPS-of-STEPS of its teachers. The families are tables.FAMILY.
 """
 
 import re
@@ -23,13 +23,12 @@ from lab.checkpoint import Checkpoint
 from lab.files import FORMULA, BadInput, keep, key_of, read_kept
 from lab.releases import COMBINATIONS, RELEASES, EvaluatedRun, identity
 
-NAME = re.compile(r"([a-z]+)-(\d+)(?:-of-(\d+)|-(\d+))?")
+NAME = re.compile(r"[a-z]+-\d+(-(of-)?\d+)?")
 LOSS_T = range(50, 1000, 100)  # as EvaluatedRun.held_out_loss
-CHEAP = "loss", "sima", "pia"  # every reference model gives these scores; the others come from the first one alone
-# What an attacker must do or hold stands before an attack's name. Who holds weights can do all that the others can.
-HOLDS = {"": ("images", "predictions"), "unmixed ": ("predictions",), "by weights: ": ("weights",)}
-HOLDS |= {"leaked, by weights: ": ("images", "predictions", "weights")}
-ACCESS = "predictions", "weights"
+CHEAP = "loss", "sima", "pia"  # compared with every reference model; the others with the first one alone
+# how an attack's name begins, and what such an attacker uses; who holds weights can do all that the others can
+WAYS = {"": ("images", "predictions"), "unmixed ": ("predictions",), "by weights: ": ("weights",)}
+WAYS |= {"leaked, by weights: ": ("images", "predictions", "weights")}
 
 
 @dataclass
@@ -42,7 +41,9 @@ class Judged:
     held_out_loss: float
     quality: dict  # of generated images
     cut: list  # metrics.halves of its members and non-members
-    rows: dict[str, Tensor]  # scores (R, 2 N) by attacker, members first
+    # scores (V, R, 2 N) by attacker, members first. V is 1, or 2 where the attacker learned: entry k is for one who
+    # knows half k. It has the scores of the other half from all that they know, those of their own half by two folds
+    rows: dict[str, Tensor]
 
 
 # --- statistics ---------------------------------------------------------------------------------------
@@ -58,17 +59,18 @@ def weighted_aucs(members: np.ndarray, nonmembers: np.ndarray, weights: Sequence
     return aucs / (of_members.sum(1) * of_nonmembers.sum(1))
 
 
-def strongest(aucs: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:
-    """AUCs (B,) of an attacker who picks row and sign on one half, and is judged on the other; the mean of both halves.
+def strongest(known: list[np.ndarray], others: list[np.ndarray]) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """AUCs (B,) of an attacker who picks a row and a sign on the half that they know, and is judged on the other half.
 
-    `aucs` are those of all rows (R, B) on each half. Also returns the two rows that are picked in resample 0.
+    `known` has the AUCs of all rows (R, B) on each half, `others` those on its other half. The result is the mean of
+    both attackers; and the row and the sign that each of them picks in resample 0.
     """
     judged, picks = 0, []
-    for mine, other in (aucs, aucs[::-1]):
-        pick = np.abs(mine - 0.5).argmax(0)
-        at = pick, np.arange(len(pick))
+    for mine, other in zip(known, others, strict=True):
+        row = np.abs(mine - 0.5).argmax(0)
+        at = row, np.arange(len(row))
         judged = judged + np.where(mine[at] < 0.5, 1 - other[at], other[at]) / 2
-        picks.append(int(pick[0]))
+        picks.append((int(row[0]), -1 if mine[at][0] < 0.5 else 1))
     return judged, picks
 
 
@@ -82,21 +84,23 @@ def resamples(cut: list, seed: int, draws: int = metrics.RESAMPLES) -> list[list
     return [[of(len(rows)) for rows in half] for half in cut]
 
 
-def at_equal(x: float, xs: list[float], ys: np.ndarray) -> tuple[np.ndarray, str]:
-    """y (B,) of a curve through points (xs, ys) (L,), (L, B) where its x, which falls at first, is this x. And a bound.
+def at_equal(x: float, xs: Sequence[float], ys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """y (B,) at x on the curve through points (xs, ys) (L,), (L, B); and the least and the most that it can be there.
 
-    The curve ends at its smallest x: a longer training has the same quality again, and leaks more. Interpolation is
-    linear in the logarithm of steps. Outside, an end point stands for the curve. Before the first one the curve would
-    leak less: a difference to it is "at least" that to the point. Where no point has so small an x, "at most" that.
+    The curve ends at its smallest x: a longer training has the same quality again, and leaks more. Between two points y
+    is linear in x, which is too much where x falls ever more slowly; only the point before is the least. Where x is
+    above all xs, y may be anything below the first one: the least is -inf. Where it is below all, the most is inf.
     """
     best = int(np.argmin(xs))
-    if x > xs[0] or x < xs[best]:
-        return (ys[0], "at least") if x > xs[0] else (ys[best], "at most")
-    left = next((i for i in range(best) if xs[i] >= x > xs[i + 1]), None)
-    if left is None:
-        return ys[best], ""
-    share = (xs[left] - x) / (xs[left] - xs[left + 1])
-    return (1 - share) * ys[left] + share * ys[left + 1], ""
+    before = ys[max(best - 1, 0)]
+    if x > xs[0]:
+        return ys[0], np.full_like(ys[0], -np.inf), ys[0]
+    if x < xs[best]:
+        return ys[best], np.minimum(before, ys[best]), np.full_like(before, np.inf)
+    left = next((i for i in range(best) if xs[i] >= x > xs[i + 1]), best)
+    share = (xs[left] - x) / (xs[left] - xs[left + 1]) if left < best else 0
+    y = (1 - share) * ys[left] + share * ys[min(left + 1, best)]
+    return y, np.minimum(y, ys[left] if left < best else before), y
 
 
 def mean_and_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
@@ -108,13 +112,8 @@ def mean_and_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, 
     random, (seeds, draws) = np.random.RandomState(seed), values.shape
     which = random.randint(0, seeds, (draws - 1, seeds))
     means = values[which, random.randint(1, draws, which.shape)].mean(1)
-    return float(values[:, 0].mean()), *map(float, np.quantile(means, [0.025, 0.975]))
-
-
-def verdict(low: float, high: float, bounds: set[str]) -> str:
-    """What a difference of AUCs, defended minus undefended, with this interval decides. A bound proves one side."""
-    more, less = low > 0 and "at most" not in bounds, high < 0 and "at least" not in bounds
-    return "leaks more" if more else "leaks less" if less else "undecided"
+    with np.errstate(invalid="ignore"):  # of infinite ends
+        return float(values[:, 0].mean()), *map(float, np.quantile(means, [0.025, 0.975]))
 
 
 # --- one run ------------------------------------------------------------------------------------------
@@ -142,8 +141,8 @@ class Run:
         unused = torch.tensor([i for i in range(len(self.images)) if i not in used], dtype=torch.int64)
         self.seed = self.first.settings["seed"]
         order = torch.randperm(len(unused), generator=torch.Generator().manual_seed(self.seed))
-        # the last ones are an attacker's own, who learns from them what to expect of non-members
-        self.indices = torch.cat([self.judged_on, unused[order[: 2 * self.members if "gsa" in grid else 0]]])
+        # the last ones are the attacker's own non-members: quantile regression learns from them
+        self.indices = torch.cat([self.judged_on, unused[order[: 2 * self.members]]])
         self.references, self.group = self._references()
 
     def _references(self) -> tuple[list[dict[str, Tensor]], int]:
@@ -166,6 +165,8 @@ class Run:
         for path, its in self.models.items():
             family, (name, *_) = path.name.split("-")[0], its
             if family == "halves":
+                if not {"A", "B"} <= its.keys():
+                    raise BadInput(f"{path}/ has only one half: train the other one")
                 both = {"": ["dual"], "unmixed ": ["dual as A", "dual as B"], "leaked, by weights: ": ["A", "B"]}
                 yield self._judge(path, "halves", both)
                 family, name = "half", "A"
@@ -173,14 +174,14 @@ class Run:
                 yield self._judge(path, family, {"": [name], "by weights: ": [name]})
 
     def _judge(self, path: Path, family: str, asked: dict[str, list[str]]) -> Judged:
-        """`asked` has the eps models that are queried, by the way of it, a key of HOLDS."""
+        """`asked` has the eps models that an attacker queries, for each of WAYS."""
         run, (name,), rows = EvaluatedRun(path, self.args, self.images), asked[""], {}
         n = len(run.models["A"].trained_on) if family == "half" else self.members
         own = torch.arange(len(self.judged_on), len(self.indices))
         columns = torch.cat([torch.arange(n), self.members + torch.arange(n), own])
         images = self.images[self.indices[columns]]
         for way, names in asked.items():
-            which = [attack for attack in self.grid if attacks.HOLDS[attack] in HOLDS[way]]
+            which = [attack for attack in self.grid if attacks.HOLDS[attack] in WAYS[way]]
             scores = [*(self._scores(run, one, which) for one in names), *self.references]
             scores = [{k: v[:, columns[columns < v.shape[1]]] for k, v in one.items() if k in which} for one in scores]
             arrays = (array.numpy() for one in scores for array in one.values())
@@ -191,11 +192,12 @@ class Run:
                 found = attacker_rows(scores[: len(names)], scores[len(names) :], self.group, images, n, self.args)
                 keep(kept, key, **{label: its.numpy() for label, its in found.items()})
             rows |= {way + label: its for label, its in found.items()}
-        loss = -run.scores_of(name, self.indices, {"loss": [*LOSS_T]})["loss"][:, self.members :].mean().item()
+        halves = "AB" if name == "dual" else [name]  # of the two, B alone would answer at LOSS_T
+        wanted = {"loss": [*LOSS_T]}
+        loss = -np.mean([run.scores_of(one, self.indices, wanted)["loss"][:, self.members :] for one in halves])
         suffix, cut = path.name.partition("-")[2].replace("-of-", " of "), metrics.halves(n, n, self.args.seed)
-        label = f"{tables.FAMILY[family]} {suffix.replace('-', ', epsilon ')}"
-        of = [run.models[half] for half in ("AB" if name == "dual" else [name])]
-        return Judged(family, label, self._cost(of), loss, self._quality(run, name, n), cut, rows)
+        label, of = f"{tables.FAMILY[family]} {suffix.replace('-', ', epsilon ')}", [run.models[one] for one in halves]
+        return Judged(family, label, self._cost(of), loss.item(), self._quality(run, name, n), cut, rows)
 
     def _quality(self, run: EvaluatedRun, name: str, n: int) -> dict:
         """Of --n generated images: are n members nearer to them, as a set, than n non-members; and their FID."""
@@ -216,8 +218,7 @@ class Run:
         """In steps of an undefended training. Asking a teacher takes a third of a step: forward, but not backward."""
         cost = {None: 0}
         for its in self.models.values():
-            for pair in [[its["A"], its["B"]]] if {"A", "B"} <= its.keys() else [[model] for model in its.values()]:
-                cost[checkpoint.weights_key(*pair)] = sum(model.settings["steps"] for model in pair)
+            cost[checkpoint.weights_key(*its.values())] = sum(model.settings["steps"] for model in its.values())
         if any(model.settings["teachers"] not in cost for model in models):
             raise BadInput(f"{self.path}/ has a student whose teachers are not there: train it again (--restart)")
         asks, settings = {"cross": 1 / 3, "average": 2 / 3, "single": 1 / 3}, [model.settings for model in models]
@@ -232,24 +233,23 @@ def combined(parts: list[Tensor]) -> Tensor:
 def attacker_rows(
     models: list[dict], references: list[dict], group: int, images: Tensor, members: int, args: Namespace
 ) -> dict[str, Tensor]:
-    """What attackers have who query these eps models: scores (R, 2 members) by name, members first.
+    """What attackers have who query these eps models: `Judged.rows`.
 
     `models` and `references` are scores (T, N) by attack, of `images` (N, 3, H, W): members, as many non-members, and
-    for some attacks others that the attacker owns. The first `group` references are of one length.
+    for CHEAP attacks the attacker's own. The first `group` references are of one length.
     """
-    rows, evidence, both, known = {}, [], 2 * members, data.to_float(images)
-    cheap = [attack for attack in CHEAP if attack in models[0] and len(images) > both]
+    rows, evidence, both, known = {}, [], 2 * members, data.to_float(images).to(args.device)
+    cheap = [attack for attack in CHEAP if attack in models[0]]
 
     def learned(attack: str, features: Tensor) -> Tensor:
-        pair = attackers.learned(attack, features[:, :members], features[:, members:], args.seed, args.device)
-        return torch.from_numpy(np.concatenate(pair))[None]
+        return attackers.learned_by_each(attack, features[:, :members], features[:, members:], args.seed, args.device)
 
     def unexpected(model: dict[str, Tensor]) -> dict[str, Tensor]:
         its = torch.cat([model[attack] for attack in cheap])
         found = attackers.by_quantiles(known[both:], its[:, both:], known[:both], its[:, :both], seed=args.seed)
         return dict(zip(cheap, found.split([len(model[attack]) for attack in cheap]), strict=True))
 
-    quantiles = [unexpected(model) for model in models] if cheap else []
+    quantiles = [unexpected(model) for model in models] if cheap and len(images) > both else []
     for attack, ours in [(attack, [model[attack] for model in models]) for attack in models[0]]:
         theirs = [reference[attack][:, :both] for reference in references if attack in reference]
         if attack in attacks.FEATURES:
@@ -261,11 +261,11 @@ def attacker_rows(
         kinds = {"": [combined(mine)], "-ref": [combined([attacks.calibrated(m, r) for m in mine]) for r in theirs]}
         if 1 < group <= len(theirs):
             kinds["-lira"] = [combined([attackers.lira(m, torch.stack(theirs[:group])) for m in mine])]
-        if attack in cheap:
+        if attack in cheap and quantiles:
             kinds["-quantile"] = [combined([one[attack] for one in quantiles])]
         for kind, found in kinds.items():  # each with its sums over the timesteps
             sums = [attacks.combine_scores([*part], "sum")[None] for one in found for part in one.split(len(mine[0]))]
-            rows |= {attack + kind: torch.cat([*found, *sums])} if found else {}
+            rows |= {attack + kind: torch.cat([*found, *sums])[None]} if found else {}
     return rows | ({"all scores": learned("all", torch.cat(evidence)[..., None])} if evidence else {})
 
 
@@ -275,10 +275,15 @@ def attacker_rows(
 def report(paths: list[Path], grid: dict, inception: fid.InceptionV3 | None, args: Namespace, out: Path) -> None:
     """Judge the models of all runs, print tables, and write frontier.json, frontier.md and frontier.png."""
     runs = [Run(path, grid, inception, args) for path in paths]
+    if len({run.seed for run in runs}) < len(runs):
+        raise BadInput("--run: two of these have the same seed")
     judged = [{one.name: one for one in run.judged()} for run in runs]
-    for path, its in zip(paths, judged, strict=True):
-        if odd := its.keys() ^ judged[0].keys():
-            raise BadInput(f"--run: only one of {paths[0]} and {path} has {sorted(odd)[0]!r}")
+    for run, its in zip(runs, judged, strict=True):
+        found = run.first.difference(runs[0].first, "name", "size", "members")
+        names, others = ({f"{k}, {by}" for k, one in each.items() for by in one.rows} for each in (its, judged[0]))
+        if found or names != others:
+            odd = f"only one of them has {sorted(names ^ others)[0]}" if names != others else found
+            raise BadInput(f"--run: {paths[0]} and {run.path} differ ({odd})")
     rows = summarised(judged, args.seed)
     lines = tables.frontier(paths, rows)
     print(*lines, sep="\n")
@@ -301,7 +306,7 @@ def summarised(judged: list[dict[str, Judged]], seed: int) -> list[dict]:
         row["held_out_loss"] = [one.held_out_loss for one in several]
         row |= {key: [one.quality[key] for one in several] for key in first.quality}
         by_access = [attacked(one, seed) for one in several]
-        for access in ACCESS:
+        for access in tables.ACCESS:
             found = [its[access] for its in by_access]
             aucs[first.name, access] = np.stack([its for its, _ in found])
             mean, *interval = mean_and_interval(aucs[first.name, access], seed)
@@ -309,7 +314,7 @@ def summarised(judged: list[dict[str, Judged]], seed: int) -> list[dict]:
             row[access] |= {key: [its[key] for _, its in found] for key in found[0][1]}
         rows.append(row)
     plain = [row for row in rows if row["family"] == "undefended"]
-    for row, access in [(row, access) for row in rows if row not in plain for access in ACCESS]:
+    for row, access in [(row, access) for row in rows if row not in plain for access in tables.ACCESS]:
         for x in [x for x in tables.EQUAL if x in row]:
             row[access][f"at_equal_{x}"] = compared(row, plain, x, access, aucs, seed)
     return rows
@@ -317,30 +322,40 @@ def summarised(judged: list[dict[str, Judged]], seed: int) -> list[dict]:
 
 def attacked(one: Judged, seed: int) -> dict[str, tuple[np.ndarray, dict]]:
     """By access: the strongest attacker's AUC in each resample, who that is on each half, and what they all get."""
-    names = np.array([name for name, its in one.rows.items() for _ in its])
-    members, nonmembers = np.split(torch.cat([*one.rows.values()]).double().numpy(), 2, 1)
-    halves = zip(one.cut, resamples(one.cut, seed), strict=True)
-    aucs = [weighted_aucs(members[:, m], nonmembers[:, n], weights) for (m, n), weights in halves]
-    each = {name: strongest([half[names == name, :1] for half in aucs])[0].item() for name in dict.fromkeys(names)}
-    found = {}
-    for access in ACCESS:
-        may = np.array([access == "weights" or "by weights" not in name for name in names])
-        its, picks = strongest([half[may] for half in aucs])
-        rows = np.flatnonzero(may)[picks]
-        pooled = metrics.adaptive(members[rows], nonmembers[rows], seed)  # the same picks on the same halves
-        found[access] = its, {"attacker": [*names[rows]], "tpr_at_1": pooled.curve.tpr_at_1, "asr": pooled.asr}
+    names = np.array([name for name, its in one.rows.items() for _ in its[0]])
+    versions = [torch.cat([its[min(k, len(its) - 1)] for its in one.rows.values()]).double().numpy() for k in (0, 1)]
+    sides, weights = [np.split(each, 2, 1) for each in versions], resamples(one.cut, seed)
+
+    def aucs(attacker: int, half: int) -> np.ndarray:
+        return weighted_aucs(*(side[:, rows] for side, rows in zip(sides[attacker], one.cut[half])), weights[half])
+
+    known, others, each, found = [aucs(0, 0), aucs(1, 1)], [aucs(0, 1), aucs(1, 0)], {}, {}
+    for name in dict.fromkeys(names.tolist()):
+        each[name] = strongest(*([half[names == name, :1] for half in side] for side in (known, others)))[0].item()
+    for access in tables.ACCESS:
+        may = np.flatnonzero([access == "weights" or "by weights" not in name for name in names])
+        auc, picks = strongest([half[may] for half in known], [half[may] for half in others])
+        pooled = []
+        for (row, sign), its, half in zip(picks, sides, one.cut[::-1], strict=True):
+            scores = [sign * side[may[row], rows] for side, rows in zip(its, half, strict=True)]
+            low, centre, high = np.quantile(np.concatenate(scores), [0.25, 0.5, 0.75])
+            pooled.append([(values - centre) / ((high - low) or 1) for values in scores])
+        tpr = metrics.roc(*(np.concatenate(side) for side in zip(*pooled))).tpr_at_1
+        found[access] = auc, {"attacker": [str(names[may[row]]) for row, _ in picks], "tpr_at_1": tpr}
     found["weights"][1]["auc_by_attacker"] = each
     return found
 
 
 def compared(row: dict, plain: list[dict], x: str, access: str, aucs: dict, seed: int) -> dict:
     """This model's AUC minus that of the undefended curve where x, its loss, FID or compute, is the same."""
-    differences, bounds = [], set()
-    for run in range(len(row["held_out_loss"])):
+    differences = []
+    for run, auc in enumerate(aucs[row["model"], access]):
         mine, *theirs = (-np.log(one[x]) if x == "compute" else one[x][run] for one in (row, *plain))
-        y, bound = at_equal(mine, theirs, np.stack([aucs[one["model"], access][run] for one in plain]))
-        differences.append(aucs[row["model"], access][run] - y)
-        bounds |= {bound} - {""}
-    mean, *interval = mean_and_interval(np.stack(differences), seed)
-    found = {"difference": mean, "difference_95": interval, "bounds": sorted(bounds)}
-    return found | {"verdict": verdict(*interval, bounds)}
+        curve = at_equal(mine, theirs, np.stack([aucs[one["model"], access][run] for one in plain]))
+        differences.append([auc - each for each in curve])
+    difference, least, most = np.stack(differences, 1)
+    mean, *interval = mean_and_interval(difference, seed)
+    bounds = [name for name, its in (("at least", least), ("at most", most)) if np.isinf(its[:, 0]).any()]
+    more, less = mean_and_interval(most, seed)[1] > 0, mean_and_interval(least, seed)[2] < 0
+    decided = "leaks more" if more else "leaks less" if less else "undecided"
+    return {"difference": mean, "difference_95": interval, "bounds": bounds, "verdict": decided}

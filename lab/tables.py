@@ -13,6 +13,7 @@ FAMILY = {  # the study frontier's families, by the first word of a directory
     "half": "half of the members", "halves": "DualMD", "cross": "DistillMD", "average": "averaged targets",
     "ordinary": "ordinary distillation", "unseen": "teacher of other images",
 }  # fmt: skip
+ACCESS = "predictions", "weights"  # what an attacker of that study holds
 EQUAL = {"held_out_loss": "held-out loss", "fid": "FID", "compute": "compute"}
 # Columns: heading, width, key of the results, form of the cells (see `cell`), and a protocol if only its results count.
 # In a heading, {} stands for the meaning of the brackets below it.
@@ -171,21 +172,23 @@ def beside_the_paper(runs: list[EvaluatedRun], rows: list[dict]) -> list[str]:
 
 def frontier(paths: list[Path], rows: list[dict]) -> list[str]:
     """Three tables: every model; each one beside the undefended models; and how strong each attacker is."""
-    both, numbers = ("predictions", "weights"), [("FID", "fid", ".1f"), ("set-level p", "set_p", ".3f")]
-    numbers = [("held-out loss", "held_out_loss", ".4f"), *(column for column in numbers if column[1] in rows[0])]
-    heads = [f"AUC by {holds}, attacker, TPR@1%".split(", ") for holds in both]
+    numbers = [("held-out loss", "held_out_loss", ".4f"), *([("FID", "fid", ".1f")] if "fid" in rows[0] else [])]
+    heads = [f"AUC by {holds}, attacker, TPR@1%".split(", ") for holds in ACCESS]
     first = [["model", "compute", *(name for name, *_ in numbers), *heads[0], *heads[1]]]
     second = [["AUC minus an undefended model's", *(f"at equal {name}" for x, name in EQUAL.items() if x in rows[0])]]
     for row in rows:
         cells = [row["model"], f"{row['compute']:,.0f}", *(format(np.mean(row[x]), form) for _, x, form in numbers)]
-        for holds, its in [(holds, row[holds]) for holds in both]:
+        for holds, its in [(holds, row[holds]) for holds in ACCESS]:
             picks = [pick for halves in its["attacker"] for pick in halves]
             who = max(picks, key=picks.count) + (" …" if len({*picks}) > 1 else "")
             tpr = "–" if None in its["tpr_at_1"] else f"{np.mean(its['tpr_at_1']):.2f}"
             cells += [interval(its["auc"], its["auc_95"]), who, tpr]
             found = [its[f"at_equal_{x}"] for x in EQUAL if f"at_equal_{x}" in its]
             second += [[f"{row['model']}, by {holds}", *map(difference, found)]] if found else []
+        if "set_p" in row:  # twice the mean of p-values is a p-value, too
+            cells.append(f"{min(1, 2 * np.mean(row['set_p'])):.3f}")
         first.append(cells)
+    first[0] += ["set-level p"] if "set_p" in rows[0] else []
     third, several = [["attacker", "mean AUC", "largest", "models", "the strongest of"]], []
     for its in [row["weights"]["auc_by_attacker"] for row in rows]:
         several.append({name: np.mean([one[name] for one in its]) for name in its[0]})

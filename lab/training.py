@@ -42,8 +42,9 @@ def require_possible(args: Namespace) -> None:
         checkpoint.require_rules({"settings": wanted.settings, "unet": vars(wanted.unet)})
     except ValueError as error:
         raise BadInput(f"no file may hold such a model ({error}): change the flag, or train.py's preset") from error
-    if len(wanted.trained_on) == 0:
+    if len(wanted.trained_on) < (len(wanted.split.members) if args.block > 1 else 1):
         scored = f"all {len(wanted.split.nonmembers):,} non-members will be scored, and no image is left to train on"
+        scored = scored if args.block == 1 else f"too few images are left for --block {args.block}"
         raise BadInput(f"--split reference: {scored}; take fewer --members, for every model of the run")
     is_trained(wanted, args)
 
@@ -79,14 +80,14 @@ def student(args: Namespace) -> tuple[Checkpoint, list[Checkpoint]]:
         raise BadInput(f"--teachers: the first must be A and the second B, not {a.name} and {last.name}")
     for flag in ("preset", "size", "members", "seed", "flip", "dropout", "weight_decay"):
         given, theirs = getattr(args, flag), (a.dataset | a.settings | vars(a.unet))[flag]
-        if given not in (None, False, theirs):
+        if given is not None and given is not False and given != theirs:
             raise BadInput(f"--{flag.replace('_', '-')} {given}: {trained} {theirs}")
     if args.member_split:
         args.members, args.seed = a.settings["members"], a.settings["seed"]
         split = checkpoint.split_for(args, data.count(a.dataset["name"], args.data_dir or a.dataset["data_dir"]))
         if a.difference(dataclasses.replace(a, split=split), "split"):
             raise BadInput(f"--member-split {args.member_split}: {trained} another")
-    settings = a.settings | {"targets": args.distill, "teachers": checkpoint.weights_key(*teachers)}
+    settings = a.settings | {"targets": args.distill, "teachers": checkpoint.weights_key(*teachers), "epsilon": None}
     settings["steps"] = args.steps or settings["steps"]
     wanted = Checkpoint(f"distill-{args.distill}", a.dataset, a.split, settings, a.unet)
     return wanted, teachers

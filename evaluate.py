@@ -53,8 +53,7 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     instead = generated.add_mutually_exclusive_group()
     instead.add_argument("--memorization", action="store_true", help="copies among generated images")
     instead.add_argument("--fid", action="store_true", help="quality of generated images")
-    which = "the models of reproduce.py --study frontier (--n adds what their images reveal, --fid their FIDs)"
-    generated.add_argument("--frontier", action="store_true", help=which)
+    what.add_argument("--frontier", action="store_true", help="models of reproduce.py --study frontier, side by side")
     fid.add_weights(generated)
     generated.add_argument("--n", type=cli.natural, help="images that each model generates (default: one per member)")
     published = parser.add_argument_group("a model in pytorch-ddpm's format, as SecMI, PIA and SimA publish theirs")
@@ -198,10 +197,7 @@ def attacks_of(args: Namespace) -> list[str]:
 def judge(
     attack: str, members: Tensor, nonmembers: Tensor, ts: list[int], t: int, args: Namespace, flips: bool = True
 ) -> tuple[list[dict], metrics.ROC]:
-    """Rows of results.json for both protocols, and the adaptive one's ROC.
-
-    The scores (R, N) and (R, M) are those of `EvaluatedRun.scores`, with a row for each timestep of ts.
-    """
+    """Rows of results.json for both protocols, and the adaptive ROC, by `EvaluatedRun.scores` at the timesteps ts."""
     at = ts.index(t)
     if attack in attacks.FEATURES:  # the attacker has yet to learn from these rows
         learned = functools.partial(attackers.learned, attack, seed=args.seed, device=args.device)

@@ -329,10 +329,7 @@ def features(inception: InceptionV3, images: Tensor) -> Tensor:
 
 
 def read_images(files: list[Path], batch: int) -> Iterator[Tensor]:
-    """The images of files of one size, in uint8 batches (N, 3, H, W).
-
-    Raises BadInput for a file that is not an image, or has another size than the first.
-    """
+    """Images of files, uint8 batches (N, 3, H, W). Raises BadInput for one that is no image, or of another size."""
 
     def read(path: Path) -> Tensor:
         try:

@@ -94,10 +94,7 @@ def adaptive(members: Scores, nonmembers: Scores, seed: int = 0, flips: bool = T
 
 
 def halves(members: int, nonmembers: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Two random halves, each as (rows of the members, rows of the non-members).
-
-    Raises ValueError for fewer than two members or non-members.
-    """
+    """Two random halves, as (rows of members, rows of non-members). Raises ValueError for fewer than two of either."""
     if min(members, nonmembers) < 2:
         raise ValueError("two halves need at least two members and two non-members")
     random = np.random.RandomState(seed)
@@ -149,10 +146,7 @@ def auc(members: np.ndarray, nonmembers: np.ndarray) -> float:
 
 
 def roc(members: Scores, nonmembers: Scores) -> ROC:
-    """The ROC of scores (N,) and (M,), higher = member. It is exact: equal scores share a threshold.
-
-    Raises ValueError where one of them is empty, or has a NaN.
-    """
+    """The exact ROC of scores (N,) and (M,), higher = member. Raises ValueError where one is empty, or has a NaN."""
     members, nonmembers = _as_arrays(members, nonmembers)
     # a score of at least the threshold means member
     thresholds = np.append(np.inf, np.unique(np.concatenate([members, nonmembers]))[::-1])

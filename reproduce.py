@@ -29,9 +29,10 @@ PRESETS = {"tiny": 1300, "small": 9600, "cifar10": 780_000}  # train.py's, and t
 
 def main() -> None:
     parser = cli.parser(__doc__, dataset="toy", members="(default: the preset's)")
-    parser.add_argument("--study", choices=["defence", "frontier"], default="defence", help="(default: %(default)s)")
-    parser.add_argument("--full", action="store_true", help="all models and attacks of the frontier, which take hours")
-    parser.add_argument("--references", type=cli.natural, help="the frontier's reference models (default: 1; full: 4)")
+    names = ["defence", "frontier"]
+    parser.add_argument("--study", choices=names, default="defence", help="study to run (default: %(default)s)")
+    parser.add_argument("--full", action="store_true", help="all models and attacks of the frontier: hours")
+    parser.add_argument("--references", type=cli.natural, help="number of reference models (default: 1; full: 4)")
     size = parser.add_argument_group("size of the study (train.py's flags)")
     size.add_argument("--preset", choices=PRESETS, default="tiny", help="minutes, hours, days (default: %(default)s)")
     size.add_argument("--size", type=cli.natural, help="side of the images in pixels (default: the preset's)")

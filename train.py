@@ -65,10 +65,12 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     size.add_argument("--size", type=cli.natural, help="side of the images in pixels (default: the preset's)")
     size.add_argument("--steps", type=cli.natural, help="batches to learn from (default: the preset's)")
     size.add_argument("--seed", type=cli.seed, help="seed of everything random (default: 0)")
-    size.add_argument("--flip", action="store_true", help="half of the images mirrored (default: the preset's)")
+    size.add_argument(
+        "--flip", action="store_true", help="each image mirrored or not, by chance (default: the preset's)"
+    )
     size.add_argument("--dropout", type=float, help="share of activations set to 0 (default: the preset's)")
-    size.add_argument("--weight-decay", type=float, help="AdamW's (default: 0)")
-    size.add_argument("--block", type=cli.natural, default=1, help="number of a reference's set of images (default: 1)")
+    size.add_argument("--weight-decay", type=float, help="weight decay of AdamW (default: 0)")
+    size.add_argument("--block", type=cli.natural, default=1, help="which set of a reference's images (default: 1)")
     files = parser.add_argument_group("what is saved")
     snapshots = "models to keep, evenly spaced over the training (default: %(default)s, the last one)"
     files.add_argument("--snapshots", type=cli.natural, default=1, help=snapshots)

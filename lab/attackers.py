@@ -22,7 +22,7 @@ def lira(scores: Tensor, references: Tensor) -> Tensor:
     """Offline LiRA (Carlini et al. 2022, arXiv 2112.03570, eq. 4): (phi - mu_out) / sigma_out for each image.
 
     `references` (K, ..., N) are the scores under K >= 2 models that never saw these images. phi is the evidence, and
-    mu_out and sigma_out its mean and standard deviation under these models. The order is that of the paper's
+    mu_out and sigma_out its mean and standard deviation under these models. It ranks images as the paper's
     probability. K is small here, so an image's variance is averaged with the mean variance of all images.
     """
     out = evidence(references)
@@ -35,7 +35,7 @@ def by_quantiles(
 ) -> Tensor:
     """Quantile regression (Tang et al. 2024, arXiv 2312.05140): how far is a score above what such an image gets?
 
-    A small network sees an image, and predicts two quantiles of the evidence for it, the median and that of 0.9. It
+    A small network sees an image, and predicts the 0.5 and the 0.9 quantile of the evidence for it. It
     learns from `known` non-members (N, 3, H, W) in [-1, 1] with R scores each, (R, N). The result (R, M) is, for the
     `images` (M, 3, H, W) with `its_scores` (R, M), the evidence above the median, in units of the quantiles' distance.
     """
@@ -81,10 +81,8 @@ def learned(
 
 
 def learned_by_each(attack: str, members: Tensor, nonmembers: Tensor, seed: int, device: torch.device) -> Tensor:
-    """What two attackers have who know one half each, scores (2, 1, N + M). Each learns on all of their half.
-
-    So they score the other half. Their own half they score by two folds: to choose among attacks they need scores that
-    are not of what they learned from, and that tell nothing of the other half.
+    """Scores (2, 1, N + M) of two attackers who know one half each. Who knows half k learns on all of it and scores the
+    other half. Half k itself they score by two folds, to choose among attacks.
     """
     found = np.concatenate(learned(attack, members, nonmembers, seed, device))[None].repeat(2, 0)
     for k, (mine, others) in enumerate(metrics.halves(members.shape[1], nonmembers.shape[1], seed)):
@@ -112,13 +110,11 @@ def set_test(
 
     near = kernel(torch.cdist(real, generated.flatten(1).double()).square()).mean(1)
     among = kernel(squared).fill_diagonal_(0)
-    labels = torch.ones(draws + 1, len(real), dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    for row in labels[1:]:
-        row[torch.randperm(len(real), generator=generator)[:n]] = 0
-    labels[0, :n] = 0  # 0 is a candidate, 1 is held out
+    generator, same = torch.Generator().manual_seed(seed), torch.arange(len(real))
+    orders = [same, *(torch.randperm(len(real), generator=generator) for _ in range(draws))]
+    labels = (torch.stack(orders) >= n).double()  # 0 is a candidate, 1 is held out
 
-    def to_generated(mine: Tensor) -> Tensor:  # MMD^2, but for what only depends on the generated images
+    def to_generated(mine: Tensor) -> Tensor:  # MMD^2 without its term of generated images alone, which cancels
         count = mine.sum(1)
         return ((mine @ among) * mine).sum(1) / (count * (count - 1)) - 2 * (mine @ near) / count
 

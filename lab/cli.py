@@ -80,10 +80,7 @@ def seed(text: str) -> int:
 
 
 def seed_for(*purpose: str | int) -> int:
-    """A seed for one purpose: seed_for(0, "A", "step", 7) has nothing in common with the seed of step 8.
-
-    Python hashes a string seed by SHA-512, the same on every machine.
-    """
+    """A seed for one purpose: seed_for(0, "A", "step", 7) is unlike that of step 8, and the same on every machine."""
     return random.Random("/".join(map(str, purpose))).getrandbits(63)
 
 

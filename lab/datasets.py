@@ -79,10 +79,7 @@ def _parts(name: str, data_dir: str | None, fetch: bool) -> list[Path] | list[Te
 
 
 def published_split(path: Path, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of members and of non-members among n images, as SecMI and PIA publish them: two arrays of an .npz file.
-
-    Raises BadInput unless they are distinct indices from 0 to n - 1.
-    """
+    """Indices of members and non-members among n images, as SecMI publishes them. Raises BadInput for wrong ones."""
     try:
         with np.load(path, allow_pickle=False) as file:
             if any(array.file_size > LARGEST_FILE for array in file.zip.infolist()):  # unpacked

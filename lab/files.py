@@ -147,10 +147,7 @@ def key_of(*depends: bytes | str | np.ndarray | Path) -> str:
 
 
 def keep(path: Path, key: str, **arrays: np.ndarray) -> None:
-    """Write arrays into an .npz file for `read_kept`, or nothing where nobody may write `path`.
-
-    Raises BadInput where the disk is full, because a result could not be written either.
-    """
+    """Write arrays for `read_kept`, or nothing where nobody may write. Raises BadInput where the disk is full."""
     try:
         with atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, key=key_of(key, FORMULA, *arrays.values()), **arrays)

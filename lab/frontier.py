@@ -41,9 +41,7 @@ class Judged:
     held_out_loss: float
     quality: dict  # of generated images
     cut: list  # metrics.halves of its members and non-members
-    # scores (V, R, 2 N) by attacker, members first. V is 1, or 2 where the attacker learned: entry k is for one who
-    # knows half k. It has the scores of the other half from all that they know, those of their own half by two folds
-    rows: dict[str, Tensor]
+    rows: dict[str, Tensor]  # scores (1, R, 2 N) by attacker, members first; or `attackers.learned_by_each`
 
 
 # --- statistics ---------------------------------------------------------------------------------------
@@ -88,8 +86,8 @@ def at_equal(x: float, xs: Sequence[float], ys: np.ndarray) -> tuple[np.ndarray,
     """y (B,) at x on the curve through points (xs, ys) (L,), (L, B); and the least and the most that it can be there.
 
     The curve ends at its smallest x: a longer training has the same quality again, and leaks more. Between two points y
-    is linear in x, which is too much where x falls ever more slowly; only the point before is the least. Where x is
-    above all xs, y may be anything below the first one: the least is -inf. Where it is below all, the most is inf.
+    is linear in x: rather too much, because x falls ever more slowly, so the least is the point before. Where x is
+    above all xs, the curve lies anywhere below ys[0], and the least is -inf. Where x is below all, the most is inf.
     """
     best = int(np.argmin(xs))
     before = ys[max(best - 1, 0)]
@@ -106,8 +104,8 @@ def at_equal(x: float, xs: Sequence[float], ys: np.ndarray) -> tuple[np.ndarray,
 def mean_and_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """The mean over seeds of values (S, 1 + B), and its 95 % interval by a hierarchical bootstrap.
 
-    Column 0 has the values themselves, the others those of resampled images. A resample draws seeds, and for each of
-    them one column. The same `seed` draws the same for any model, so that a difference is paired.
+    Column 0 has the values themselves, the others those of resampled images. A resample draws seeds, and a column for
+    each of them: the same for any model.
     """
     random, (seeds, draws) = np.random.RandomState(seed), values.shape
     which = random.randint(0, seeds, (draws - 1, seeds))
@@ -192,8 +190,7 @@ class Run:
                 found = attacker_rows(scores[: len(names)], scores[len(names) :], self.group, images, n, self.args)
                 keep(kept, key, **{label: its.numpy() for label, its in found.items()})
             rows |= {way + label: its for label, its in found.items()}
-        halves = "AB" if name == "dual" else [name]  # of the two, B alone would answer at LOSS_T
-        wanted = {"loss": [*LOSS_T]}
+        halves, wanted = "AB" if name == "dual" else [name], {"loss": [*LOSS_T]}  # B alone would answer at LOSS_T
         loss = -np.mean([run.scores_of(one, self.indices, wanted)["loss"][:, self.members :] for one in halves])
         suffix, cut = path.name.partition("-")[2].replace("-of-", " of "), metrics.halves(n, n, self.args.seed)
         label, of = f"{tables.FAMILY[family]} {suffix.replace('-', ', epsilon ')}", [run.models[one] for one in halves]
@@ -278,20 +275,19 @@ def report(paths: list[Path], grid: dict, inception: fid.InceptionV3 | None, arg
     if len({run.seed for run in runs}) < len(runs):
         raise BadInput("--run: two of these have the same seed")
     judged = [{one.name: one for one in run.judged()} for run in runs]
-    for run, its in zip(runs, judged, strict=True):
-        found = run.first.difference(runs[0].first, "name", "size", "members")
-        names, others = ({f"{k}, {by}" for k, one in each.items() for by in one.rows} for each in (its, judged[0]))
-        if found or names != others:
-            odd = f"only one of them has {sorted(names ^ others)[0]}" if names != others else found
-            raise BadInput(f"--run: {paths[0]} and {run.path} differ ({odd})")
+    names = [{f"{k}, {by}" for k, one in its.items() for by in one.rows} for its in judged]
+    for run, its in zip(runs, names, strict=True):
+        odd = run.first.difference(runs[0].first, "name", "size", "members") or next(iter(sorted(its ^ names[0])), "")
+        if odd:
+            raise BadInput(f"--run: {paths[0]} and {run.path} differ: only one of them has {odd}")
     rows = summarised(judged, args.seed)
     lines = tables.frontier(paths, rows)
     print(*lines, sep="\n")
     if not args.print_only:
         about = {"runs": [reports.provenance(run) for run in runs]}
         keys = [identity(run.first, model) for run in runs for its in run.models.values() for model in its.values()]
-        asked = key_of(str((grid, args.n, args.seed, inception and inception.sha256)))
-        mark = f"dualmd result {key_of(FORMULA, *keys)[:16]} {asked[:16]}"
+        asked = str((grid, args.n, args.seed, inception and inception.sha256))
+        mark = f"dualmd result {key_of(FORMULA, *keys)[:16]} {key_of(asked)[:16]}"
         reports.write(out, mark, {"frontier.md": lines, "frontier.json": [row | about for row in rows]})
         figures.frontier(out / "frontier.png", rows, mark)
         print(f"tables and figure are in {out}/")

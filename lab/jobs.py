@@ -43,10 +43,7 @@ class Job:
 
 
 def run_all(waiting: list[Job], cores: int, on_cpu: bool) -> list[tuple[Job, float, float]]:
-    """Run each job when the files that it needs are there and its cores are free, in the order of the list.
-
-    Returns the seconds when each job began and ended. Ends the study if one fails.
-    """
+    """Run jobs, each when its needs are done and cores are free. Returns the seconds when each began and ended."""
     # on Linux each process is a fork of one that has already imported torch, which would take seconds every time
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":

@@ -1,8 +1,8 @@
-"""Train an undefended model by DP-SGD (Abadi et al. 2016, arXiv 1607.00133): no single image changes it much.
+"""Train a model on all members by DP-SGD (Abadi et al. 2016, arXiv 1607.00133): no single image changes it much.
 
     python -m lab.private --like runs/toy/all.pt --epsilon 10 --run runs/private
 
-It has the images, network and steps of another model; delta is a tenth of 1 / images. lab/requirements.txt is needed.
+It has the images, network and steps of --like; delta is 1 / (10 images). Needed: `pip install -r lab/requirements.txt`.
 """
 
 import copy
@@ -24,8 +24,8 @@ CLIP, RATE = 1.0, 1e-3  # the largest length of an image's gradient; Adam's rate
 
 def parse_args(words: list[str] | None = None) -> Namespace:
     parser = cli.parser(__doc__)
-    parser.add_argument("--like", type=Path, required=True, help="file of an undefended model of the same images")
-    parser.add_argument("--epsilon", type=float, default=10.0, help="budget (default: %(default)s)")
+    parser.add_argument("--like", type=Path, required=True, help="file of the undefended model")
+    parser.add_argument("--epsilon", type=float, default=10.0, help="privacy budget (default: %(default)s)")
     parser.add_argument("--restart", action="store_true", help="a new training, even if this model is trained already")
     parser.set_defaults(run=Path("runs/private"), save_every=45, snapshots=1, export=None)
     args = parser.parse_args(words)
@@ -45,14 +45,15 @@ def main() -> None:
 def train(wanted: checkpoint.Checkpoint, x_all: Tensor, args: Namespace) -> None:
     """Train on the images x_all (N, 3, H, W) in [-1, 1], and save the model in --run (algorithm 1 of the paper)."""
     its, schedule, n = wanted.settings, wanted.noise_schedule(), len(x_all)
-    sigma = noise_multiplier(its["epsilon"], its["batch"] / n, its["steps"], 1 / (10 * n))
+    rate = min(1, its["batch"] / n)
+    sigma = noise_multiplier(its["epsilon"], rate, its["steps"], 1 / (10 * n))
     torch.manual_seed(cli.seed_for(its["seed"], "private", "init"))
     model = UNet(wanted.unet).to(args.device)
     ema, optimizer = copy.deepcopy(model).requires_grad_(False), torch.optim.Adam(model.parameters(), lr=RATE)
     with training.resumable(wanted, args, model, ema, optimizer) as progress:
         for step in progress.steps():
             torch.manual_seed(cli.seed_for(its["seed"], "private", step))
-            x0 = x_all[torch.rand(n, device=x_all.device) < its["batch"] / n]  # by a coin for each: the proof needs it
+            x0 = x_all[torch.rand(n, device=x_all.device) < rate]  # by a coin for each: the proof needs it
             t, eps = torch.randint(schedule.T, (len(x0),), device=x0.device), torch.randn_like(x0)
             gradients = clipped_sum(model, schedule.add_noise(x0, t, eps), t, eps)
             for name, weight in model.named_parameters():

@@ -24,10 +24,7 @@ TABLE = "time_embedding.timembedding.0.weight"  # (T, ch)
 
 
 def load_published(path: Path) -> tuple[UNetConfig, dict[str, Tensor], int]:
-    """The sizes of a model in pytorch-ddpm's format, but for its dropout; its averaged weights under our names; its T.
-
-    Raises BadInput where the file has another format, or holds another network.
-    """
+    """Sizes of a model in pytorch-ddpm's format, but for its dropout; its averaged weights; its T. Raises BadInput."""
     content = read_tensors(path, KIND)
     if content.get("format") == checkpoint.FORMAT:
         raise BadInput(f"{path} is {checkpoint.KIND}: name its directory with --run")

@@ -294,10 +294,7 @@ def attack_scores(
 
 
 def memoize(eps_model: EpsModel) -> EpsModel:
-    """The same model with a memory: it answers a repeated query without computing it again.
-
-    Attacks share many of their queries: SecMI at t = 300 makes all those that it makes at smaller t.
-    """
+    """The same model with a memory for repeated queries: SecMI at t = 300 makes all those of smaller t."""
     answers = {}
 
     def answer(x: Tensor, t: Tensor) -> Tensor:

@@ -75,10 +75,7 @@ def cost(run: EvaluatedRun, release: str, inception: fid.InceptionV3 | None, arg
 
 
 def quality_of(run: EvaluatedRun, release: str, n: int | None, inception: fid.InceptionV3) -> dict:
-    """Of n images that a release generates: the Inception Score, and the FIDs to its members and to held-out images.
-
-    Without n, the held-out images themselves are judged.
-    """
+    """The Inception Score of n generated images, or of held-out ones, and their FIDs to both sides."""
     sides = zip(("members", "held-out"), run.indices(release), strict=True)
     members, held_out = (run.judged(what, run.images[indices], inception) for what, indices in sides)
     (seen, score) = run.judged(RELEASES[release].models[0], run.generated(release, n), inception) if n else held_out

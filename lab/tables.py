@@ -189,11 +189,10 @@ def frontier(paths: list[Path], rows: list[dict]) -> list[str]:
             cells.append(f"{min(1, 2 * np.mean(row['set_p'])):.3f}")
         first.append(cells)
     first[0] += ["set-level p"] if "set_p" in rows[0] else []
-    third, several = [["attacker", "mean AUC", "largest", "models", "the strongest of"]], []
-    for its in [row["weights"]["auc_by_attacker"] for row in rows]:
-        several.append({name: np.mean([one[name] for one in its]) for name in its[0]})
-    best = [max(one, key=one.get) for one in several]
-    aucs = {name: [one[name] for one in several if name in one] for every in several for name in every}
+    its = [row["weights"]["auc_by_attacker"] for row in rows]
+    means = [{name: np.mean([one[name] for one in runs]) for name in runs[0]} for runs in its]
+    aucs = {name: [one[name] for one in means if name in one] for every in means for name in every}
+    best, third = [max(x, key=x.get) for x in means], [["attacker", "mean AUC", "largest", "models", "strongest of"]]
     for name, found in sorted(aucs.items(), key=lambda item: -np.mean(item[1])):
         third.append([name, f"{np.mean(found):.3f}", f"{max(found):.3f}", str(len(found)), str(best.count(name))])
     what = f"{', '.join(map(str, paths))}: means over {len(paths)} trainings of each model, with 95 % intervals"

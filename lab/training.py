@@ -44,8 +44,8 @@ def require_possible(args: Namespace) -> None:
         raise BadInput(f"no file may hold such a model ({error}): change the flag, or train.py's preset") from error
     if len(wanted.trained_on) < (len(wanted.split.members) if args.block > 1 else 1):
         scored = f"all {len(wanted.split.nonmembers):,} non-members will be scored, and no image is left to train on"
-        scored = scored if args.block == 1 else f"too few images are left for --block {args.block}"
-        raise BadInput(f"--split reference: {scored}; take fewer --members, for every model of the run")
+        left = f"too few are left for --block {args.block}" if args.block > 1 else scored
+        raise BadInput(f"--split reference: {left}; take fewer --members, for every model of the run")
     is_trained(wanted, args)
 
 
@@ -69,10 +69,7 @@ def teachers_of(args: Namespace) -> list[Path]:
 
 
 def student(args: Namespace) -> tuple[Checkpoint, list[Checkpoint]]:
-    """The student of --distill without weights, with its teachers' settings except for --steps; and the teachers.
-
-    Raises BadInput where a teacher is missing, or where a flag contradicts their settings.
-    """
+    """The student of --distill, with its teachers' settings but for --steps; and the teachers. Raises BadInput."""
     teachers = [checkpoint.load(path) for path in teachers_of(args)]
     a, last, trained = teachers[0], teachers[-1], f"the teachers in {teachers_of(args)[0].parent}/ were trained with"
     checkpoint.require_same_images(a, last, args.run)

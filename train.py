@@ -65,9 +65,7 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     size.add_argument("--size", type=cli.natural, help="side of the images in pixels (default: the preset's)")
     size.add_argument("--steps", type=cli.natural, help="batches to learn from (default: the preset's)")
     size.add_argument("--seed", type=cli.seed, help="seed of everything random (default: 0)")
-    size.add_argument(
-        "--flip", action="store_true", help="each image mirrored or not, by chance (default: the preset's)"
-    )
+    size.add_argument("--flip", action="store_true", help="each image mirrored, by chance (default: the preset's)")
     size.add_argument("--dropout", type=float, help="share of activations set to 0 (default: the preset's)")
     size.add_argument("--weight-decay", type=float, help="weight decay of AdamW (default: 0)")
     size.add_argument("--block", type=cli.natural, default=1, help="which set of a reference's images (default: 1)")

@@ -29,8 +29,7 @@ PRESETS = {"tiny": 1300, "small": 9600, "cifar10": 780_000}  # train.py's, and t
 
 def main() -> None:
     parser = cli.parser(__doc__, dataset="toy", members="(default: the preset's)")
-    names = ["defence", "frontier"]
-    parser.add_argument("--study", choices=names, default="defence", help="study to run (default: %(default)s)")
+    parser.add_argument("--study", choices=["defence", "frontier"], default="defence", help="(default: %(default)s)")
     parser.add_argument("--full", action="store_true", help="all models and attacks of the frontier: hours")
     parser.add_argument("--references", type=cli.natural, help="number of reference models (default: 1; full: 4)")
     size = parser.add_argument_group("size of the study (train.py's flags)")

@@ -29,6 +29,7 @@ CHEAP = "loss", "sima", "pia"  # compared with every reference model; the others
 # how an attack's name begins, and what such an attacker uses; who holds weights can do all that the others can
 WAYS = {"": ("images", "predictions"), "unmixed ": ("predictions",), "by weights: ": ("weights",)}
 WAYS |= {"leaked, by weights: ": ("images", "predictions", "weights")}
+ONE_T = ", one t"  # else scores are summed over the timesteps. The strongest attacker would pick one t mostly by luck
 
 
 @dataclass
@@ -260,9 +261,9 @@ def attacker_rows(
             kinds["-lira"] = [combined([attackers.lira(m, torch.stack(theirs[:group])) for m in mine])]
         if attack in cheap and quantiles:
             kinds["-quantile"] = [combined([one[attack] for one in quantiles])]
-        for kind, found in kinds.items():  # each with its sums over the timesteps
-            sums = [attacks.combine_scores([*part], "sum")[None] for one in found for part in one.split(len(mine[0]))]
-            rows |= {attack + kind: torch.cat([*found, *sums])[None]} if found else {}
+        for label, found in [(attack + kind, torch.cat(found)) for kind, found in kinds.items() if found]:
+            sums = [attacks.combine_scores([*part], "sum") for part in found.split(len(mine[0]))]
+            rows |= {label: torch.stack(sums)[None], label + ONE_T: found[None]}
     return rows | ({"all scores": learned("all", torch.cat(evidence)[..., None])} if evidence else {})
 
 
@@ -329,7 +330,8 @@ def attacked(one: Judged, seed: int) -> dict[str, tuple[np.ndarray, dict]]:
     for name in dict.fromkeys(names.tolist()):
         each[name] = strongest(*([half[names == name, :1] for half in side] for side in (known, others)))[0].item()
     for access in tables.ACCESS:
-        may = np.flatnonzero([access == "weights" or "by weights" not in name for name in names])
+        no = ONE_T, *(["by weights"] if access == "predictions" else [])
+        may = np.flatnonzero([not any(word in name for word in no) for name in names])
         auc, picks = strongest([half[may] for half in known], [half[may] for half in others])
         pooled = []
         for (row, sign), its, half in zip(picks, sides, one.cut[::-1], strict=True):

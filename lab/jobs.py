@@ -104,4 +104,7 @@ def run_script(job: Job, output: Path | None, line: int, on_cpu: bool) -> None:
         torch.set_num_threads(job.cores)
     tqdm.__init__ = partialmethod(tqdm.__init__, position=line)
     sys.argv = job.words
-    runpy.run_module(sys.argv[0].removesuffix(".py"), run_name="__main__")
+    if sys.argv[0].endswith(".py"):
+        runpy.run_path(str(Path(__file__).parent.parent / sys.argv[0]), run_name="__main__")
+    else:
+        runpy.run_module(sys.argv[0], run_name="__main__")

@@ -125,6 +125,7 @@ def planted(name, loss, signal, seed, compute=1.0, family="undefended", n=300):
     scores = torch.from_numpy(random.normal(size=(4, 2 * n)))
     scores[2, :n] += signal
     rows = {"noise": scores[None, :2], "signal": scores[None, 2:3], "by weights: noise": scores[None, 3:]}
+    rows["noise, one t"] = scores[None, 2:3] + (torch.arange(2 * n) < n)  # what is not picked, however good it is
     return Judged(family, name, compute, loss, {}, metrics.halves(n, n), rows)
 
 
@@ -337,24 +338,33 @@ def test_attacker_rows():
     models, references = [{"loss": errors()}, {"loss": errors()}], [{"loss": errors()} for _ in range(3)]
     rows = frontier.attacker_rows(models[:1], references, 2, images, 8, args)
     assert {k: tuple(v.shape) for k, v in rows.items()} == {
-        "loss": (1, 4, 16),
-        "loss-ref": (1, 12, 16),
-        "loss-lira": (1, 4, 16),
-        "loss-quantile": (1, 4, 16),
+        "loss, one t": (1, 3, 16),
+        "loss": (1, 1, 16),
+        "loss-ref, one t": (1, 9, 16),
+        "loss-ref": (1, 3, 16),
+        "loss-lira, one t": (1, 3, 16),
+        "loss-lira": (1, 1, 16),
+        "loss-quantile, one t": (1, 3, 16),
+        "loss-quantile": (1, 1, 16),
         "all scores": (2, 1, 16),
     }
     rows = {label: its[0] for label, its in rows.items()}
     loss, two = models[0]["loss"][:, :16], torch.stack([one["loss"][:, :16] for one in references[:2]])
-    assert torch.equal(rows["loss"][:3], loss)
-    torch.testing.assert_close(rows["loss-lira"][:3], attackers.lira(loss, two))
-    torch.testing.assert_close(rows["loss-ref"][1], attacks.calibrated(loss, two[0])[1])
-    torch.testing.assert_close(rows["loss"][3], attacks.combine_scores([*loss], "sum"))
+    assert torch.equal(rows["loss, one t"], loss)
+    torch.testing.assert_close(rows["loss-lira, one t"], attackers.lira(loss, two))
+    torch.testing.assert_close(rows["loss-ref, one t"][4], attacks.calibrated(loss, two[1])[1])
+    torch.testing.assert_close(rows["loss"][0], attacks.combine_scores([*loss], "sum"))
+    torch.testing.assert_close(rows["loss-ref"][1], attacks.combine_scores([*attacks.calibrated(loss, two[1])], "sum"))
     models = [{"loss": one["loss"][:, :16]} for one in models]
     rows = frontier.attacker_rows(models, [], 0, images[:16], 8, args)
-    assert {k: tuple(v.shape) for k, v in rows.items()} == {"loss": (1, 8, 16), "all scores": (2, 1, 16)}
+    assert {k: tuple(v.shape) for k, v in rows.items()} == {
+        "loss, one t": (1, 6, 16),
+        "loss": (1, 2, 16),
+        "all scores": (2, 1, 16),
+    }
     for first, rule in ((0, "max"), (3, "sum")):
         both = attacks.combine_scores([one["loss"] for one in models], rule)
-        torch.testing.assert_close(rows["loss"][0, first : first + 3], both)
+        torch.testing.assert_close(rows["loss, one t"][0, first : first + 3], both)
 
 
 # --- the command --------------------------------------------------------------------------------------
@@ -454,8 +464,8 @@ def test_every_model_is_judged_on_its_own_images(run, monkeypatch):
         assert rows[model]["held_out_loss"] == pytest.approx([held_out(its, release, all_of)])
         scores = its.scores(release, {"pia": [20, 50]})["pia"]
         cut = metrics.halves(MEMBERS, MEMBERS)
-        summed = [attacks.combine_scores([*torch.cat(scores, 1)], "sum")[None].split(MEMBERS, 1)][0]
-        members, nonmembers = (torch.cat(pair).double().numpy() for pair in zip(scores, summed))
+        summed = attacks.combine_scores([*torch.cat(scores, 1)], "sum")[None]
+        members, nonmembers = (side.double().numpy() for side in summed.split(MEMBERS, 1))
         halves = zip(cut, frontier.resamples(cut, 0, 1), strict=True)
         aucs = [frontier.weighted_aucs(members[:, m], nonmembers[:, n], w) for (m, n), w in halves]
         expected = frontier.strongest(aucs, aucs[::-1])[0][0]
@@ -465,6 +475,7 @@ def test_every_model_is_judged_on_its_own_images(run, monkeypatch):
     assert members.shape == nonmembers.shape == (1, MEMBERS // 2)
     kinds = {"loss", "loss-ref", "loss-lira", "pia", "pia-ref", "pia-lira", "secmi", "secmi-ref", "all scores"}
     kinds |= {"loss-quantile", "pia-quantile"}
+    kinds |= {f"{kind}, one t" for kind in kinds - {"all scores"}}
     names = {name: set(row["weights"]["auc_by_attacker"][0]) for name, row in rows.items()}
     assert names["undefended 4"] == names["DistillMD 3 of 4"] == names["half of the members 4"] == kinds
     assert names["DualMD 4"] == {way + kind for way in ("", "unmixed ", "leaked, by weights: ") for kind in kinds}
@@ -546,7 +557,8 @@ def test_all_attacks_and_generated_images(run, monkeypatch):
     asked = "--frontier", "--attack", "loss", "secmi_nn", "gsa", "--grid", 20, "--n", 6
     call(monkeypatch, *asked, "--run", run / "seed-0")
     rows = rows_of(run / "seed-0")
-    plain = {"loss", "loss-ref", "loss-lira", "loss-quantile", "secmi_nn", "secmi_nn-ref", "all scores"}
+    plain = {f"loss{kind}{one}" for kind in ("", "-ref", "-lira", "-quantile") for one in ("", ", one t")}
+    plain |= {"secmi_nn", "secmi_nn-ref", "all scores"}
     weights = {"by weights: gsa", "by weights: gsa-ref"}
     assert set(rows["DistillMD 3 of 4"]["weights"]["auc_by_attacker"][0]) == plain | weights
     leaked = {f"leaked, by weights: {name}" for name in plain | {"gsa", "gsa-ref"}}

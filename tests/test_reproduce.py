@@ -172,7 +172,7 @@ def test_the_whole_frontier(tmp_path):
     assert "--steps 40 " in by[Path("seed-1/cross-40-of-20")] and "halves-20" in by[Path("seed-1/cross-40-of-20")]
     for steps in (160, 80, 40, 20, 10):
         assert f"--steps {steps} " in by[Path(f"seed-0/reference-{steps}-1")], "a reference of each attacked length"
-    how = "python evaluate.py --frontier --attack all --n 1000 --fid"
+    how = "python evaluate.py --frontier --n 1000 --attack all --fid"
     early = [line for line in lines if "--print-only" in line]
     assert early == [f"{how} --print-only --run RUN/seed-0 --dataset toy --device cpu"]
     assert lines[-1] == f"{how} --run RUN/seed-0 RUN/seed-1 --out RUN --dataset toy --device cpu"

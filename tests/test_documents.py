@@ -126,7 +126,7 @@ def call(patch, words):
         "train": ["--steps", "2", *([] if "--distill" in flags else ["--members", "8"])],
         "evaluate": ["--members", "8", "--grid", "200"] if "--checkpoint" in flags else ["--n", "4", "--grid", "200"],
         "sample": ["--n", "2"],
-        "reproduce": ["--members", "8", "--steps", "8"],
+        "reproduce": ["--members", "8", "--steps", "8" if "frontier" in flags else "2"],
     }
     device = [] if module.__name__ == "course.__main__" else ["--device", "cpu"]
     patch.setattr(sys, "argv", [module.__file__, *flags, *smaller.get(module.__name__, []), *device])

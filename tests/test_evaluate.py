@@ -98,6 +98,7 @@ def test_each_release_is_attacked_through_its_own_models(tmp_path, monkeypatch, 
     rows = rows_of(tmp_path)
     released = {"undefended": ["all"], "DualMD leaked": ["A", "B"]}
     released |= {"DistillMD": ["distill-cross"], "averaged targets": ["distill-average"]}
+    released |= {"ordinary distillation": ["distill-single"]}
     service = {"DualMD pipeline": ["dual"]}
     expected = {
         "loss": (200, "predictions", released | service | {"DualMD unmixed": ["as A", "as B"]}),
@@ -387,7 +388,7 @@ def test_what_is_written(tmp_path, monkeypatch, small, capsys):
     assert printed.startswith((tmp_path / "table.md").read_text().partition("\n<!--")[0])
 
     rows = json.loads((tmp_path / "results.json").read_text())
-    assert len(rows) == 6 * 2 * 2 * 2 * 2  # targets, attacks, each without and with the reference, protocols, seeds
+    assert len(rows) == 7 * 2 * 2 * 2 * 2  # targets, attacks, each without and with the reference, protocols, seeds
     for row in rows:
         assert " ".join(row) == (
             "model attack holds held_out_loss run seed command protocol t sign rule "

@@ -149,9 +149,7 @@ def frontier(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
     models += [(f"reference-{full}-{k}", full, ["reference", "--block", k]) for k in references]
     students = [("cross", full, full), ("cross", full, quarter)]
     if args.full:
-        models += [
-            (f"reference-{steps}-1", steps, ["reference"]) for steps in (double, half, quarter, eighth, *between)
-        ]
+        models += [(f"reference-{n}-1", n, ["reference"]) for n in (double, half, quarter, eighth, *between)]
         models += [(f"other-{quarter}", quarter, ["reference", "--block", references.stop])]  # no attacker's
         models += [(f"dropout-{full}", full, ["all", "--dropout", 0.3]), (f"flip-{full}", full, ["all", "--flip"])]
         models += [(f"decay-{full}", full, ["all", "--weight-decay", 0.5])]

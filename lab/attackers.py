@@ -15,7 +15,7 @@ import metrics
 
 
 def evidence(scores: Tensor) -> Tensor:
-    return -(-scores).clamp(min=torch.finfo(scores.dtype).tiny).log()
+    return attacks.calibrated(scores, scores.new_tensor(-1.0))  # log 1 - log(-scores)
 
 
 def lira(scores: Tensor, references: Tensor) -> Tensor:
@@ -35,9 +35,9 @@ def by_quantiles(
 ) -> Tensor:
     """Quantile regression (Tang et al. 2024, arXiv 2312.05140): how far is a score above what such an image gets?
 
-    A small network sees an image, and predicts the 0.5 and the 0.9 quantile of the evidence for it. It
-    learns from `known` non-members (N, 3, H, W) in [-1, 1] with R scores each, (R, N). The result (R, M) is, for the
-    `images` (M, 3, H, W) with `its_scores` (R, M), the evidence above the median, in units of the quantiles' distance.
+    A small network sees an image, and predicts the 0.5 and the 0.9 quantile of the evidence for it. It learns from
+    `known` non-members (N, 3, H, W) in [-1, 1] with R scores each, (R, N). The result (R, M) is, for the `images` (M,
+    3, H, W) with `its_scores` (R, M), the evidence above the median, in units of the quantiles' distance.
     """
     phi, device, levels = evidence(scores), known.device, torch.tensor([0.5, 0.9])[:, None, None].to(known.device)
     centre, spread = phi.mean(1, keepdim=True), phi.std(1, keepdim=True).clamp(min=1e-6)

@@ -60,10 +60,7 @@ def roc_curves(path: Path, curves: dict[tuple[str, str], Sequence[ROC]], mark: s
 
 
 def over(path: Path, x: str, rows: Sequence[dict], mark: str = "") -> None:
-    """AUC with the published sign over `x` ("steps" or "t"), from rows of x.json: the mean over runs, and the range.
-
-    There is a panel for each attack. Below 0.5 an attacker would flip the sign.
-    """
+    """AUC with the published sign over `x`, "steps" or "t", from rows of x.json: mean and range of runs, by attack."""
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
     if len({row[x] for row in rows}) < 2:
         path.unlink(missing_ok=True)
@@ -93,10 +90,7 @@ def over(path: Path, x: str, rows: Sequence[dict], mark: str = "") -> None:
 
 
 def frontier(path: Path, rows: Sequence[dict], mark: str = "") -> None:
-    """What the strongest attacker by predictions gets from each model, over its held-out loss: AUC, and TPR at 1 % FPR.
-
-    Bars are intervals. The undefended models, which differ in the length of their training, are connected.
-    """
+    """The strongest attacker's AUC by predictions, with its interval, and TPR at 1 % FPR, over each held-out loss."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 5))
     for k, (family, label) in enumerate(tables.FAMILY.items()):
         if not (its := [row for row in rows if row["family"] == family]):

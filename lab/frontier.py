@@ -1,7 +1,6 @@
 """The frontier: does a defence leak less than a plain model of the same quality, or of the same cost?
 
-A run, such as runs/frontier-toy/seed-0/, has a directory for each model or pair of models that `reproduce.py --study
-frontier` trains: FAMILY-STEPS, and for a student FAMILY-STEPS-of-STEPS of its teachers. The families are tables.FAMILY.
+A run, such as runs/frontier-toy/seed-0/, has a directory for each training: FAMILY-STEPS, or FAMILY-STEPS-of-STEPS.
 """
 
 import re
@@ -20,11 +19,10 @@ import fid
 import metrics
 from lab import attackers, checkpoint, figures, reports, tables
 from lab.checkpoint import Checkpoint
-from lab.files import FORMULA, BadInput, keep, key_of, read_kept
-from lab.releases import COMBINATIONS, RELEASES, EvaluatedRun, identity
+from lab.files import BadInput, keep, key_of, read_kept
+from lab.releases import COMBINATIONS, RELEASES, EvaluatedRun, identity, require_own_students
 
 NAME = re.compile(r"[a-z]+-\d+(-(of-)?\d+)?")
-LOSS_T = range(50, 1000, 100)  # as EvaluatedRun.held_out_loss
 CHEAP = "loss", "sima", "pia"  # compared with every reference model; the others with the first one alone
 # how an attack's name begins, and what such an attacker uses; who holds weights can do all that the others can
 WAYS = {"": ("images", "predictions"), "unmixed ": ("predictions",), "by weights: ": ("weights",)}
@@ -86,9 +84,8 @@ def resamples(cut: list, seed: int, draws: int = metrics.RESAMPLES) -> list[list
 def at_equal(x: float, xs: Sequence[float], ys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """y (B,) at x on the curve through points (xs, ys) (L,), (L, B); and the least and the most that it can be there.
 
-    The curve ends at its smallest x: a longer training has the same quality again, and leaks more. Between two points y
-    is linear in x: rather too much, because x falls ever more slowly, so the least is the point before. Where x is
-    above all xs, the curve lies anywhere below ys[0], and the least is -inf. Where x is below all, the most is inf.
+    The curve ends at its smallest x: longer trainings are no better, and leak more. Between points y is linear in x,
+    rather too much: so the least is the point before. Above all xs the least is -inf; below all, the most is inf.
     """
     best = int(np.argmin(xs))
     before = ys[max(best - 1, 0)]
@@ -125,6 +122,10 @@ class Run:
         self.path, self.grid, self.inception, self.args = path, grid, inception, args
         folders = [folder for folder in sorted(path.glob("*")) if NAME.fullmatch(folder.name)]
         self.models = {folder: found for folder in folders if (found := checkpoint.load_run(folder))}
+        self.costs = {None: 0}  # steps, by the key of the weights that they made
+        for folder, its in self.models.items():
+            require_own_students(folder, its)
+            self.costs[checkpoint.weights_key(*its.values())] = sum(model.settings["steps"] for model in its.values())
         every = [model for its in self.models.values() for model in its.values()]
         plain = [its["all"] for folder, its in self.models.items() if folder.name.startswith("undefended-")]
         if not plain:
@@ -163,18 +164,20 @@ class Run:
     def judged(self) -> Iterator[Judged]:
         for path, its in self.models.items():
             family, (name, *_) = path.name.split("-")[0], its
+            if family not in tables.FAMILY:
+                continue
+            run = EvaluatedRun(path, self.args, self.images, its)
             if family == "halves":
                 if not {"A", "B"} <= its.keys():
                     raise BadInput(f"{path}/ has only one half: train the other one")
                 both = {"": ["dual"], "unmixed ": ["dual as A", "dual as B"], "leaked, by weights: ": ["A", "B"]}
-                yield self._judge(path, "halves", both)
+                yield self._judge(run, "halves", both)
                 family, name = "half", "A"
-            if family in tables.FAMILY:
-                yield self._judge(path, family, {"": [name], "by weights: ": [name]})
+            yield self._judge(run, family, {"": [name], "by weights: ": [name]})
 
-    def _judge(self, path: Path, family: str, asked: dict[str, list[str]]) -> Judged:
+    def _judge(self, run: EvaluatedRun, family: str, asked: dict[str, list[str]]) -> Judged:
         """`asked` has the eps models that an attacker queries, for each of WAYS."""
-        run, (name,), rows = EvaluatedRun(path, self.args, self.images), asked[""], {}
+        (name,), rows = asked[""], {}
         n = len(run.models["A"].trained_on) if family == "half" else self.members
         own = torch.arange(len(self.judged_on), len(self.indices))
         columns = torch.cat([torch.arange(n), self.members + torch.arange(n), own])
@@ -185,15 +188,15 @@ class Run:
             scores = [{k: v[:, columns[columns < v.shape[1]]] for k, v in one.items() if k in which} for one in scores]
             arrays = (array.numpy() for one in scores for array in one.values())
             key = key_of(str((len(names), n, self.group, self.args.seed)), *arrays)
-            kept = path / "scores" / f"{family}-{way[:3].strip()}.npz"
+            kept = run.path / "scores" / f"{family}-{way[:3].strip()}.npz"
             found = {label: torch.from_numpy(its) for label, its in read_kept(kept, key).items()}
             if which and not found:  # some attackers learn for a while
                 found = attacker_rows(scores[: len(names)], scores[len(names) :], self.group, images, n, self.args)
                 keep(kept, key, **{label: its.numpy() for label, its in found.items()})
             rows |= {way + label: its for label, its in found.items()}
-        halves, wanted = "AB" if name == "dual" else [name], {"loss": [*LOSS_T]}  # B alone would answer at LOSS_T
+        halves, wanted = "AB" if name == "dual" else [name], {"loss": run.loss_ts}  # B alone would answer at these t
         loss = -np.mean([run.scores_of(one, self.indices, wanted)["loss"][:, self.members :] for one in halves])
-        suffix, cut = path.name.partition("-")[2].replace("-of-", " of "), metrics.halves(n, n, self.args.seed)
+        suffix, cut = run.path.name.partition("-")[2].replace("-of-", " of "), metrics.halves(n, n, self.args.seed)
         label, of = f"{tables.FAMILY[family]} {suffix.replace('-', ', epsilon ')}", [run.models[one] for one in halves]
         return Judged(family, label, self._cost(of), loss.item(), self._quality(run, name, n), cut, rows)
 
@@ -214,13 +217,10 @@ class Run:
 
     def _cost(self, models: list[Checkpoint]) -> float:
         """In steps of an undefended training. Asking a teacher takes a third of a step: forward, but not backward."""
-        cost = {None: 0}
-        for its in self.models.values():
-            cost[checkpoint.weights_key(*its.values())] = sum(model.settings["steps"] for model in its.values())
-        if any(model.settings["teachers"] not in cost for model in models):
+        if any(model.settings["teachers"] not in self.costs for model in models):
             raise BadInput(f"{self.path}/ has a student whose teachers are not there: train it again (--restart)")
         asks, settings = {"cross": 1 / 3, "average": 2 / 3, "single": 1 / 3}, [model.settings for model in models]
-        return sum(its["steps"] * (1 + asks.get(its["targets"], 0)) + cost[its["teachers"]] for its in settings)
+        return sum(its["steps"] * (1 + asks.get(its["targets"], 0)) + self.costs[its["teachers"]] for its in settings)
 
 
 def combined(parts: list[Tensor]) -> Tensor:
@@ -287,8 +287,7 @@ def report(paths: list[Path], grid: dict, inception: fid.InceptionV3 | None, arg
     if not args.print_only:
         about = {"runs": [reports.provenance(run) for run in runs]}
         keys = [identity(run.first, model) for run in runs for its in run.models.values() for model in its.values()]
-        asked = str((grid, args.n, args.seed, inception and inception.sha256))
-        mark = f"dualmd result {key_of(FORMULA, *keys)[:16]} {key_of(asked)[:16]}"
+        mark = reports.mark_of(keys, str((grid, args.n, args.seed, inception and inception.sha256)))
         reports.write(out, mark, {"frontier.md": lines, "frontier.json": [row | about for row in rows]})
         figures.frontier(out / "frontier.png", rows, mark)
         print(f"tables and figure are in {out}/")
@@ -323,22 +322,22 @@ def attacked(one: Judged, seed: int) -> dict[str, tuple[np.ndarray, dict]]:
     versions = [torch.cat([its[min(k, len(its) - 1)] for its in one.rows.values()]).double().numpy() for k in (0, 1)]
     sides, weights = [np.split(each, 2, 1) for each in versions], resamples(one.cut, seed)
 
-    def aucs(attacker: int, half: int) -> np.ndarray:
-        return weighted_aucs(*(side[:, rows] for side, rows in zip(sides[attacker], one.cut[half])), weights[half])
+    def by(rows: np.ndarray, weights: list) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        def aucs(k: int, half: int) -> np.ndarray:
+            return weighted_aucs(*(side[rows][:, i] for side, i in zip(sides[k], one.cut[half])), weights[half])
 
-    known, others, each, found = [aucs(0, 0), aucs(1, 1)], [aucs(0, 1), aucs(1, 0)], {}, {}
-    for name in dict.fromkeys(names.tolist()):
-        each[name] = strongest(*([half[names == name, :1] for half in side] for side in (known, others)))[0].item()
+        return strongest([aucs(0, 0), aucs(1, 1)], [aucs(0, 1), aucs(1, 0)])
+
+    once, found = [[each[:1] for each in half] for half in weights], {}
+    each = {name: by(np.flatnonzero(names == name), once)[0].item() for name in dict.fromkeys(names.tolist())}
     for access in tables.ACCESS:
         no = ONE_T, *(["by weights"] if access == "predictions" else [])
         may = np.flatnonzero([not any(word in name for word in no) for name in names])
-        auc, picks = strongest([half[may] for half in known], [half[may] for half in others])
-        pooled = []
+        (auc, picks), pooled = by(may, weights), []
         for (row, sign), its, half in zip(picks, sides, one.cut[::-1], strict=True):
-            scores = [sign * side[may[row], rows] for side, rows in zip(its, half, strict=True)]
-            low, centre, high = np.quantile(np.concatenate(scores), [0.25, 0.5, 0.75])
-            pooled.append([(values - centre) / ((high - low) or 1) for values in scores])
-        tpr = metrics.roc(*(np.concatenate(side) for side in zip(*pooled))).tpr_at_1
+            scores = [torch.from_numpy(sign * side[may[row], images]) for side, images in zip(its, half, strict=True)]
+            pooled.append(attacks.combine_scores([torch.cat(scores)], "sum").split([*map(len, scores)]))
+        tpr = metrics.roc(*map(torch.cat, zip(*pooled, strict=True))).tpr_at_1
         found[access] = auc, {"attacker": [str(names[may[row]]) for row, _ in picks], "tpr_at_1": tpr}
     found["weights"][1]["auc_by_attacker"] = each
     return found

@@ -129,10 +129,14 @@ class EvaluatedRun:
             result[attack] = torch.cat(rows).split([len(side) for side in sides], dim=1)
         return result
 
+    @property
+    def loss_ts(self) -> list[int]:
+        """The timesteps of a held-out loss: 50, 150, ... 950 of 1000."""
+        return [*range(self.schedule.T // 20, self.schedule.T, max(1, self.schedule.T // 10))]
+
     def held_out_loss(self, release: str) -> float:
         """The training loss on the non-members, as a mean over timesteps: what the defence costs."""
-        ts = range(self.schedule.T // 20, self.schedule.T, max(1, self.schedule.T // 10))  # 50, 150, ... 950 of 1000
-        _, nonmembers = self.scores(generates_as(release), {"loss": [*ts]})["loss"]
+        _, nonmembers = self.scores(generates_as(release), {"loss": self.loss_ts})["loss"]
         return -nonmembers.mean().item()
 
     def generated(self, release: str, n: int) -> Tensor:

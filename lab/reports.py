@@ -89,7 +89,11 @@ def mark(runs: list[EvaluatedRun], args: Namespace, inception: fid.InceptionV3 |
     judged = [run.identity(name) for run in runs for name in run.models if name != "reference"]
     other = [run.identity("reference") for run in runs if "reference" in run.models]
     asked = [args.attack, args.t, args.grid, args.n, args.seed, args.fid, inception and inception.sha256]
-    return f"dualmd result {key_of(FORMULA, *judged)[:16]} {key_of(str(asked), *other)[:16]}"
+    return mark_of(judged, str(asked), *other)
+
+
+def mark_of(judged: list[str], *asked: str) -> str:
+    return f"dualmd result {key_of(FORMULA, *judged)[:16]} {key_of(*asked)[:16]}"
 
 
 def write(out: Path, its_mark: str, contents: dict[str, list]) -> None:

@@ -115,7 +115,7 @@ def cell(rows: list[dict], key: str, form: str) -> str:
     if form == "range":
         if len(rows) == 1:
             low, high = rows[0]["auc_95"] if key == "auc" else wilson(mean, rows[0]["n"])
-        return f"{mean:.3f} [{low:.2f} {high:.2f}]"
+        return interval(mean, (low, high))
     return format(mean, form)
 
 

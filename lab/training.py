@@ -70,8 +70,9 @@ def teachers_of(args: Namespace) -> list[Path]:
 
 def student(args: Namespace) -> tuple[Checkpoint, list[Checkpoint]]:
     """The student of --distill, with its teachers' settings but for --steps; and the teachers. Raises BadInput."""
-    teachers = [checkpoint.load(path) for path in teachers_of(args)]
-    a, last, trained = teachers[0], teachers[-1], f"the teachers in {teachers_of(args)[0].parent}/ were trained with"
+    paths = teachers_of(args)
+    teachers = a, *_ = [checkpoint.load(path) for path in paths]
+    last, trained = teachers[-1], f"the teachers in {paths[0].parent}/ were trained with"
     checkpoint.require_same_images(a, last, args.run)
     if len(teachers) == 2 and (a.name, last.name) != ("A", "B"):
         raise BadInput(f"--teachers: the first must be A and the second B, not {a.name} and {last.name}")

@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import few_steps, settings
+from test_evaluate import CONFIG, call
 
 import attacks
 import data
@@ -17,7 +17,7 @@ from lab import attackers, checkpoint, cli, frontier, releases
 from lab.files import BadInput
 from lab.frontier import Judged, Run
 from lab.releases import EvaluatedRun
-from unet import UNet, UNetConfig
+from unet import UNet
 
 
 def once(cut, draws=200):
@@ -369,7 +369,7 @@ def test_attacker_rows():
 
 # --- the command --------------------------------------------------------------------------------------
 
-CONFIG, MEMBERS = UNetConfig(ch=8, mult=(1,), attn=(), blocks=1, dropout=0.0, groups=2), 8
+MEMBERS = 8
 FOLDERS = {  # directory: names of models, steps, block of the reference
     "undefended-2": (["all"], 2, 1),
     "undefended-4": (["all"], 4, 1),
@@ -414,11 +414,6 @@ def make(run, images, folders, seed=0):
         saved[student].settings.update(its)
     for path, model in saved.items():
         checkpoint.save(run / path.split("/")[0], model)
-
-
-def call(monkeypatch, *flags):
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--dataset", "toy", "--device", "cpu", *map(str, flags)])
-    evaluate.main()
 
 
 def rows_of(run):

@@ -121,23 +121,23 @@ class Run:
     def __init__(self, path: Path, grid: dict[str, list[int]], inception: fid.InceptionV3 | None, args: Namespace):
         self.path, self.grid, self.inception, self.args = path, grid, inception, args
         folders = [folder for folder in sorted(path.glob("*")) if NAME.fullmatch(folder.name)]
-        self.models = {folder: found for folder in folders if (found := checkpoint.load_run(folder))}
+        self.models = {folder: models for folder in folders if (models := checkpoint.load_run(folder))}
         self.costs = {None: 0}  # steps, by the key of the weights that they made
-        for folder, its in self.models.items():
-            require_own_students(folder, its)
-            self.costs[checkpoint.weights_key(*its.values())] = sum(model.settings["steps"] for model in its.values())
-        every = [model for its in self.models.values() for model in its.values()]
-        plain = [its["all"] for folder, its in self.models.items() if folder.name.startswith("undefended-")]
+        for folder, models in self.models.items():
+            require_own_students(folder, models)
+            self.costs[checkpoint.weights_key(*models.values())] = sum(one.settings["steps"] for one in models.values())
+        self.every = [model for models in self.models.values() for model in models.values()]
+        plain = [its["all"] for one, its in self.models.items() if one.match("undefended-*") and "all" in its]
         if not plain:
             raise BadInput(f"{path}/ has no undefended model of this study (python reproduce.py --study frontier)")
         self.first, split = plain[0], plain[0].split
         self.images, self.members = checkpoint.load_images(self.first, args.data_dir), len(split.members)
         self.judged_on = torch.cat([split.members, split.nonmembers])
-        for model in every:  # the images of reference models differ
+        for model in self.every:  # the images of reference models differ
             same = torch.equal(self.judged_on, torch.cat([model.split.members, model.split.nonmembers]))
             if not same or model.difference(self.first, "name", "size", "seed", "members", "sha256"):
                 raise BadInput(f"{path}/: not all of its models have the same members and non-members")
-        used = {*torch.cat([split.nonmembers, *(model.trained_on for model in every)]).tolist()}
+        used = {*torch.cat([split.nonmembers, *(model.trained_on for model in self.every)]).tolist()}
         unused = torch.tensor([i for i in range(len(self.images)) if i not in used], dtype=torch.int64)
         self.seed = self.first.settings["seed"]
         order = torch.randperm(len(unused), generator=torch.Generator().manual_seed(self.seed))
@@ -147,13 +147,13 @@ class Run:
 
     def _references(self) -> tuple[list[dict[str, Tensor]], int]:
         """The scores under each reference model; and how many of them, the first ones, are of the commonest length."""
-        its = [(path, models["reference"]) for path, models in self.models.items() if path.name.startswith("reference")]
-        steps, found = [model.settings["steps"] for _, model in its], []
-        its.sort(key=lambda one: (-steps.count(one[1].settings["steps"]), -one[1].settings["steps"], one[0].name))
-        for path, model in its:
-            run = EvaluatedRun(path, self.args, self.images, {"all": self.first, "reference": model})
-            found.append(self._scores(run, "reference", CHEAP if found else attacks.HOLDS))
-        return found, max(map(steps.count, steps), default=0)
+        folders = [one for one, its in self.models.items() if one.match("reference-*") and "reference" in its]
+        length = {folder: self.models[folder]["reference"].settings["steps"] for folder in folders}
+        steps, scores = [*length.values()], []
+        for folder in sorted(folders, key=lambda one: (-steps.count(length[one]), -length[one], one.name)):
+            run = EvaluatedRun(folder, self.args, self.images, {"all": self.first} | self.models[folder])
+            scores.append(self._scores(run, "reference", CHEAP if scores else attacks.HOLDS))
+        return scores, max(map(steps.count, steps), default=0)
 
     def _scores(self, run: EvaluatedRun, name: str, which: Iterable[str]) -> dict[str, Tensor]:
         """Scores (T, N) of an eps model by attack, members first; by CHEAP ones also of the attacker's own images."""
@@ -162,14 +162,14 @@ class Run:
         return run.scores_of(name, self.indices, cheap) | run.scores_of(name, self.judged_on, wanted)
 
     def judged(self) -> Iterator[Judged]:
-        for path, its in self.models.items():
-            family, (name, *_) = path.name.split("-")[0], its
+        for folder, models in self.models.items():
+            family, (name, *_) = folder.name.split("-")[0], models
             if family not in tables.FAMILY:
                 continue
-            run = EvaluatedRun(path, self.args, self.images, its)
+            run = EvaluatedRun(folder, self.args, self.images, models)
             if family == "halves":
-                if not {"A", "B"} <= its.keys():
-                    raise BadInput(f"{path}/ has only one half: train the other one")
+                if not {"A", "B"} <= models.keys():
+                    raise BadInput(f"{folder}/ has only one half: train the other one")
                 both = {"": ["dual"], "unmixed ": ["dual as A", "dual as B"], "leaked, by weights: ": ["A", "B"]}
                 yield self._judge(run, "halves", both)
                 family, name = "half", "A"
@@ -286,7 +286,7 @@ def report(paths: list[Path], grid: dict, inception: fid.InceptionV3 | None, arg
     print(*lines, sep="\n")
     if not args.print_only:
         about = {"runs": [reports.provenance(run) for run in runs]}
-        keys = [identity(run.first, model) for run in runs for its in run.models.values() for model in its.values()]
+        keys = [identity(run.first, model) for run in runs for model in run.every]
         mark = reports.mark_of(keys, str((grid, args.n, args.seed, inception and inception.sha256)))
         reports.write(out, mark, {"frontier.md": lines, "frontier.json": [row | about for row in rows]})
         figures.frontier(out / "frontier.png", rows, mark)

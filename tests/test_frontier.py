@@ -532,7 +532,10 @@ def test_several_runs_must_have_the_same_models(run, monkeypatch):
 
 
 def test_what_the_frontier_does_not_take(run, monkeypatch):
+    (run / "seed-8" / "undefended-4").mkdir(parents=True)
+    (run / "seed-8" / "undefended-4" / "A.pt").write_bytes((run / "seed-0" / "halves-4" / "A.pt").read_bytes())
     for words, says in (
+        (["--run", run / "seed-8"], "seed-8/ has no undefended model of this study"),
         (["--run", run / "seed-9"], r"seed-9/ has no undefended model of this study \(python reproduce.py --study"),
         ([], "--frontier takes runs, an attack by predictions, and none of: reference, checkpoint"),
         (["--run", run / "seed-0", "--t", 100], "--frontier takes runs, an attack by predictions, and none of: ref"),

@@ -101,7 +101,7 @@ def frontier(path: Path, rows: Sequence[dict], mark: str = "") -> None:
         axes[0].errorbar(x, auc, np.abs([auc - low, high - auc]), elinewidth=0.7, **style)
         tpr = [np.nan if None in one["tpr_at_1"] else np.mean(one["tpr_at_1"]) for one in found]
         axes[1].plot(x, tpr, **style)
-        for row, *at in zip(its, x, auc, strict=True):
+        for row, *at in [one for one in zip(its, x, auc, strict=True) if one[2] < 0.99]:  # names near 1 would overlap
             axes[0].annotate(row["model"].removeprefix(label), at, (4, 3), textcoords="offset points", fontsize=6)
     for ax, name in zip(axes, ("AUC", "TPR at 1 % FPR"), strict=True):
         ax.set(xlabel="held-out loss", ylabel=f"{name} of the strongest attacker")

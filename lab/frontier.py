@@ -27,7 +27,6 @@ CHEAP = "loss", "sima", "pia"  # compared with every reference model; the others
 # how an attack's name begins, and what such an attacker uses; who holds weights can do all that the others can
 WAYS = {"": ("images", "predictions"), "unmixed ": ("predictions",), "by weights: ": ("weights",)}
 WAYS |= {"leaked, by weights: ": ("images", "predictions", "weights")}
-ONE_T = ", one t"  # else scores are summed over the timesteps. The strongest attacker would pick one t mostly by luck
 
 
 @dataclass
@@ -263,7 +262,7 @@ def attacker_rows(
             kinds["-quantile"] = [combined([one[attack] for one in quantiles])]
         for label, found in [(attack + kind, torch.cat(found)) for kind, found in kinds.items() if found]:
             sums = [attacks.combine_scores([*part], "sum") for part in found.split(len(mine[0]))]
-            rows |= {label: torch.stack(sums)[None], label + ONE_T: found[None]}
+            rows |= {label: torch.stack(sums)[None], label + tables.ONE_T: found[None]}
     return rows | ({"all scores": learned("all", torch.cat(evidence)[..., None])} if evidence else {})
 
 
@@ -331,7 +330,7 @@ def attacked(one: Judged, seed: int) -> dict[str, tuple[np.ndarray, dict]]:
     once, found = [[each[:1] for each in half] for half in weights], {}
     each = {name: by(np.flatnonzero(names == name), once)[0].item() for name in dict.fromkeys(names.tolist())}
     for access in tables.ACCESS:
-        no = ONE_T, *(["by weights"] if access == "predictions" else [])
+        no = tables.ONE_T, *(["by weights"] if access == "predictions" else [])
         may = np.flatnonzero([not any(word in name for word in no) for name in names])
         (auc, picks), pooled = by(may, weights), []
         for (row, sign), its, half in zip(picks, sides, one.cut[::-1], strict=True):

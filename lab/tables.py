@@ -14,6 +14,7 @@ FAMILY = {  # the study frontier's families, by the first word of a directory
     "ordinary": "ordinary distillation", "unseen": "teacher of other images",
 }  # fmt: skip
 ACCESS = "predictions", "weights"  # what an attacker of that study holds
+ONE_T = ", one t"  # else scores are summed over the timesteps. The strongest attacker would pick one t mostly by luck
 EQUAL = {"held_out_loss": "held-out loss", "fid": "FID", "compute": "compute"}
 # Columns: heading, width, key of the results, form of the cells (see `cell`), and a protocol if only its results count.
 # In a heading, {} stands for the meaning of the brackets below it.
@@ -190,10 +191,10 @@ def frontier(paths: list[Path], rows: list[dict]) -> list[str]:
         first.append(cells)
     first[0] += ["set-level p"] if "set_p" in rows[0] else []
     its = [row["weights"]["auc_by_attacker"] for row in rows]
-    means = [{name: np.mean([one[name] for one in runs]) for name in runs[0]} for runs in its]
+    means = [{by: np.mean([one[by] for one in runs]) for by in runs[0] if ONE_T not in by} for runs in its]
     aucs = {name: [one[name] for one in means if name in one] for every in means for name in every}
     best, third = [max(x, key=x.get) for x in means], [["attacker", "mean AUC", "largest", "models", "strongest of"]]
-    for name, found in sorted(aucs.items(), key=lambda item: -np.mean(item[1])):
+    for name, found in sorted(aucs.items(), key=lambda item: (-len(item[1]), -np.mean(item[1]))):
         third.append([name, f"{np.mean(found):.3f}", f"{max(found):.3f}", str(len(found)), str(best.count(name))])
     what = f"{', '.join(map(str, paths))}: means over {len(paths)} trainings of each model, with 95 % intervals"
     return [what, "", *aligned(first), "", *aligned(second), "", *aligned(third)]

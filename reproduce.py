@@ -149,17 +149,17 @@ def frontier(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
     models += [(f"reference-{full}-{k}", full, ["reference", "--block", k]) for k in references]
     students = [("cross", full, full), ("cross", full, quarter)]
     if args.full:
-        models += [(f"reference-{n}-1", n, ["reference"]) for n in (double, half, quarter, eighth, *between)]
+        models += [(f"reference-{n}", n, ["reference"]) for n in (double, half, quarter, eighth, *between)]
         models += [(f"other-{quarter}", quarter, ["reference", "--block", references.stop])]  # no attacker's
         models += [(f"dropout-{full}", full, ["all", "--dropout", 0.3]), (f"flip-{full}", full, ["all", "--flip"])]
         models += [(f"decay-{full}", full, ["all", "--weight-decay", 0.5])]
         students += [("cross", full, half), ("cross", full, eighth), ("cross", half, full), ("cross", half, quarter)]
         students += [(name, full, steps) for name in ("average", "ordinary") for steps in (full, quarter)]
-        students += [("unseen", full, quarter)]
-    of = {"cross": "halves", "average": "halves", "ordinary": "undefended", "unseen": "other"}
+        students += [("unseen", full, quarter), ("reference", full, quarter)]
+    of = {"cross": "halves", "average": "halves", "ordinary": "undefended", "unseen": "other", "reference": "reference"}
     new, data = given(args, "preset", "members", "size", "member_split"), given(args, "dataset", "data_dir", "device")
-    judge = ["evaluate.py", "--frontier", *flags(n=args.n or (1000 if args.full else None))]
-    judge += ["--attack", *(["all"] if args.full else args.attack)]
+    attack, n = ["all"] if args.full else args.attack, flags(n=args.n or 1000 * args.full)
+    judge = ["evaluate.py", "--frontier", *n, "--attack", *attack]
     judge += ["--fid", *flags(inception_weights=args.inception_weights)] if with_fid else []
     runs, jobs = [args.run / f"seed-{seed}" for seed in range(args.seeds)], []
 
@@ -174,9 +174,10 @@ def frontier(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
             made.setdefault(folder, []).append(jobs[-1])
         for name, steps, theirs in students:
             needs = made[f"{of[name]}-{theirs}"]
-            into, targets = run / f"{name}-{steps}-of-{theirs}", name if of[name] == "halves" else "single"
+            into, targets = run / f"{name}-{steps}-of-{theirs}", name if of[name] in ("halves", name) else "single"
             words = ["--distill", targets, "--teachers", *(job.makes for job in needs), "--steps", steps, "--run", into]
-            add(["train.py", *words], needs=needs, makes=into / f"distill-{targets}.pt")
+            makes = into / ("reference.pt" if name == "reference" else f"distill-{targets}.pt")
+            add(["train.py", *words], needs=needs, makes=makes)
         for epsilon in (10, 100) if args.full and args.dataset != "toy" else ():  # too few images
             needs, into = made[f"undefended-{full}"], run / f"private-{full}-{epsilon}"
             words = ["--like", needs[0].makes, "--epsilon", epsilon, "--run", into]

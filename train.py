@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import data
 from dualmd import distill_targets, training_loss
 from lab import cli
-from lab.checkpoint import Checkpoint, split_for
+from lab.checkpoint import TEACHERS, Checkpoint, split_for
 from lab.cli import seed_for
 from lab.distributed import share, together
 from lab.hardware import accelerated, bfloat16_is_faster
@@ -56,9 +56,9 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     which = parser.add_argument_group("which model").add_mutually_exclusive_group(required=True)
     images = "training images: half A, half B, all members (the undefended model), or an attacker's own images"
     which.add_argument("--split", choices=["A", "B", "all", "reference"], help=images)
-    targets = "a student. cross (default): A and B teach it, each about the images that it never saw, as in DistillMD; "
-    targets += "average: with the mean of both, a variant; single: ordinary distillation, by one teacher"
-    which.add_argument("--distill", choices=["cross", "average", "single"], nargs="?", const="cross", help=targets)
+    targets = "a student. cross (default): A and B teach it, each about images that it never saw (DistillMD); average: "
+    targets += "by the mean of both; single: by one teacher; reference: an attacker's own, by their reference model"
+    which.add_argument("--distill", choices=TEACHERS, nargs="?", const="cross", help=targets)
     parser.add_argument("--teachers", metavar="FILE", type=Path, nargs="+", help="teachers' files (default: in --run)")
     size = parser.add_argument_group("how it is trained (a student has its teachers' values, except for --steps)")
     size.add_argument("--preset", choices=PRESETS, help="minutes, hours, days (default: tiny)")

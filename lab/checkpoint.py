@@ -22,6 +22,7 @@ from unet import UNet, UNetConfig
 
 FORMAT = "dualmd checkpoint 2"
 KIND = "a checkpoint of this project"
+TEACHERS = {"cross": ["A", "B"], "average": ["A", "B"], "single": ["all"], "reference": ["reference"]}  # by targets
 NAMES = ("all", "A", "B", *(f"distill-{targets}" for targets in ("cross", "average", "single")), "reference")
 
 
@@ -168,7 +169,7 @@ RULES = {
     "dataset": {"name": DATASETS, "data_dir": str | None, "size": SIZE, "seed": SEED, "sha256": str},
     "settings": {"preset": str, "seed": SEED, "members": COUNT, "steps": COUNT, "batch": COUNT, "lr": (0.0, 10.0)}
     | {"warmup": COUNT, "cosine": bool, "ema": FRACTION, "flip": bool, "bfloat16": bool}
-    | {"member_split": str | None, "teachers": str | None, "targets": ("noise", "cross", "average", "single")}
+    | {"member_split": str | None, "teachers": str | None, "targets": ("noise", *TEACHERS)}
     | {"weight_decay": (0.0, 10.0, None), "epsilon": (0.1, 1e4, None)},
     "schedule": {"T": range(1, 10**5), "beta_1": (1e-9, 0.999), "beta_T": (1e-9, 0.999)},
     "unet": {"ch": range(2, 4097, 2), "mult": [range(1, 65)], "attn": [range(8)], "blocks": range(1, 17)}

@@ -18,7 +18,7 @@ import data
 import fid
 import metrics
 from lab import attackers, checkpoint, figures, reports, tables
-from lab.checkpoint import Checkpoint
+from lab.checkpoint import Checkpoint, load_run
 from lab.files import BadInput, keep, key_of, read_kept
 from lab.releases import COMBINATIONS, RELEASES, EvaluatedRun, identity, require_own_students
 
@@ -119,8 +119,7 @@ class Run:
 
     def __init__(self, path: Path, grid: dict[str, list[int]], inception: fid.InceptionV3 | None, args: Namespace):
         self.path, self.grid, self.inception, self.args = path, grid, inception, args
-        folders = [folder for folder in sorted(path.glob("*")) if NAME.fullmatch(folder.name)]
-        self.models = {folder: models for folder in folders if (models := checkpoint.load_run(folder))}
+        self.models = {at: its for at in sorted(path.glob("*")) if NAME.fullmatch(at.name) and (its := load_run(at))}
         self.costs = {None: 0}  # steps, by the key of the weights that they made
         for folder, models in self.models.items():
             require_own_students(folder, models)
@@ -145,14 +144,14 @@ class Run:
         self.references, self.group = self._references()
 
     def _references(self) -> tuple[list[dict[str, Tensor]], int]:
-        """The scores under each reference model; and how many of them, the first ones, are of the commonest length."""
-        folders = [one for one, its in self.models.items() if one.match("reference-*") and "reference" in its]
-        length = {folder: self.models[folder]["reference"].settings["steps"] for folder in folders}
-        steps, scores = [*length.values()], []
-        for folder in sorted(folders, key=lambda one: (-steps.count(length[one]), -length[one], one.name)):
+        """The scores under each reference model; and how many of them, the first ones, are of the commonest kind."""
+        its = {at: found["reference"].settings for at, found in self.models.items() if "reference" in found}
+        kinds = {at: (one["targets"] != "noise", -one["steps"]) for at, one in its.items() if at.match("reference-*")}
+        count, scores = [*kinds.values()].count, []
+        for folder in sorted(kinds, key=lambda one: (-count(kinds[one]), kinds[one], one.name)):
             run = EvaluatedRun(folder, self.args, self.images, {"all": self.first} | self.models[folder])
             scores.append(self._scores(run, "reference", CHEAP if scores else attacks.HOLDS))
-        return scores, max(map(steps.count, steps), default=0)
+        return scores, max(map(count, kinds.values()), default=0)
 
     def _scores(self, run: EvaluatedRun, name: str, which: Iterable[str]) -> dict[str, Tensor]:
         """Scores (T, N) of an eps model by attack, members first; by CHEAP ones also of the attacker's own images."""

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import data
 from lab import checkpoint, cli, distributed, files, hardware
-from lab.checkpoint import Checkpoint, path_in
+from lab.checkpoint import TEACHERS, Checkpoint, path_in
 from lab.files import BadInput
 from lab.published import publish, require_publishable
 from unet import UNet
@@ -62,7 +62,7 @@ def is_trained(wanted: Checkpoint, args: Namespace) -> bool:
 
 def teachers_of(args: Namespace) -> list[Path]:
     """The files of a student's teachers. Raises BadInput where --teachers are not as many as --distill needs."""
-    names = ["all"] if args.distill == "single" else ["A", "B"]
+    names = TEACHERS[args.distill]
     if args.teachers and len(args.teachers) != len(names):
         raise BadInput(f"--teachers: {len(args.teachers)} given, and --distill {args.distill} takes {len(names)}")
     return args.teachers or [path_in(args.run, name) for name in names]
@@ -74,8 +74,8 @@ def student(args: Namespace) -> tuple[Checkpoint, list[Checkpoint]]:
     teachers = a, *_ = [checkpoint.load(path) for path in paths]
     last, trained = teachers[-1], f"the teachers in {paths[0].parent}/ were trained with"
     checkpoint.require_same_images(a, last, args.run)
-    if len(teachers) == 2 and (a.name, last.name) != ("A", "B"):
-        raise BadInput(f"--teachers: the first must be A and the second B, not {a.name} and {last.name}")
+    if args.distill != "single" and [one.name for one in teachers] != TEACHERS[args.distill]:
+        raise BadInput(f"--teachers: --distill {args.distill} takes {', then '.join(TEACHERS[args.distill])}")
     for flag in ("preset", "size", "members", "seed", "flip", "dropout", "weight_decay"):
         given, theirs = getattr(args, flag), (a.dataset | a.settings | vars(a.unet))[flag]
         if given is not None and given is not False and given != theirs:
@@ -87,8 +87,8 @@ def student(args: Namespace) -> tuple[Checkpoint, list[Checkpoint]]:
             raise BadInput(f"--member-split {args.member_split}: {trained} another")
     settings = a.settings | {"targets": args.distill, "teachers": checkpoint.weights_key(*teachers), "epsilon": None}
     settings["steps"] = args.steps or settings["steps"]
-    wanted = Checkpoint(f"distill-{args.distill}", a.dataset, a.split, settings, a.unet)
-    return wanted, teachers
+    name = "reference" if args.distill == "reference" else f"distill-{args.distill}"
+    return Checkpoint(name, a.dataset, a.split, settings, a.unet), teachers
 
 
 @contextmanager

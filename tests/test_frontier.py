@@ -503,6 +503,22 @@ def test_a_second_time_nothing_is_computed_and_with_another_model_all_of_it_is(r
     assert {*asked} == {"all", "rows"} and (run / "seed-0" / "frontier.json").read_text() != written
 
 
+def test_a_reference_student_is_no_model_of_lira(run, monkeypatch):
+    """Those of LiRA are trained alike."""
+    command = "--frontier", "--attack", "loss", "--grid", 20, "--run", run / "seed-0"
+
+    def attackers_of(model):
+        call(monkeypatch, *command)
+        return rows_of(run / "seed-0")[model]["weights"]["auc_by_attacker"][0]
+
+    assert "loss-lira" in attackers_of("undefended 4")
+    student = checkpoint.load(run / "seed-0" / "reference-4-2" / "reference.pt")
+    student.settings["targets"] = "reference"
+    checkpoint.save(run / "seed-0" / "reference-4-2", student)
+    without = attackers_of("undefended 4")
+    assert "loss-ref" in without and "loss-lira" not in without
+
+
 def test_several_runs_must_have_the_same_models(run, monkeypatch):
     images = data.toy(8, 0, n=120)
     make(run / "seed-1", images, FOLDERS, seed=1)

@@ -163,15 +163,18 @@ def test_the_whole_frontier(tmp_path):
     assert len({job.makes for job in jobs if job.makes}) == len([job for job in jobs if job.makes])
     lines = [str(job).replace(str(tmp_path), "RUN") for job in jobs]
     by = {job.makes.parent.relative_to(tmp_path): line for job, line in zip(jobs, lines) if job.makes}
-    blocks = [re.search(r"--block (\d)", line) for line in by.values() if "seed-1/reference-80-" in line]
-    assert sorted(int(block[1]) for block in blocks) == [1, 2, 3, 4]
+    blocks = [re.search(r"--block (\d)", line) for line in by.values() if "run RUN/seed-1/reference-80-" in line]
+    assert sorted(int(block[1]) for block in blocks if block) == [1, 2, 3, 4]
     assert "--split reference --block 5 " in by[Path("seed-1/other-20")], "no attacker holds the control's teacher"
     assert "--distill single --teachers RUN/seed-1/other-20/reference.pt" in by[Path("seed-1/unseen-80-of-20")]
     assert "--distill single --teachers RUN/seed-1/undefended-80/all.pt" in by[Path("seed-1/ordinary-80-of-80")]
     assert "--distill average --teachers RUN/seed-1/halves-20/A.pt" in by[Path("seed-1/average-80-of-20")]
     assert "--steps 40 " in by[Path("seed-1/cross-40-of-20")] and "halves-20" in by[Path("seed-1/cross-40-of-20")]
     for steps in (160, 80, 40, 20, 10):
-        assert f"--steps {steps} " in by[Path(f"seed-0/reference-{steps}-1")], "a reference of each attacked length"
+        name = "reference-80-1" if steps == 80 else f"reference-{steps}"
+        assert f"--steps {steps} " in by[Path("seed-0", name)], "a reference of each attacked length"
+    distilled = "--distill reference --teachers RUN/seed-0/reference-20/reference.pt --steps 80 "
+    assert distilled in by[Path("seed-0/reference-80-of-20")], "and one that is a student, as the attacked ones are"
     how = "python evaluate.py --frontier --n 1000 --attack all --fid"
     early = [line for line in lines if "--print-only" in line]
     assert early == [f"{how} --print-only --run RUN/seed-0 --dataset toy --device cpu"]

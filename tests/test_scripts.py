@@ -156,7 +156,14 @@ def test_an_ordinary_student_learns_from_one_teacher_that_it_names(tmp_path, mon
         student = checkpoint.load(tmp_path / run / "distill-single.pt")
         assert torch.equal(student.trained_on, members), "a student learns from members, whatever its teacher saw"
         assert student.settings["targets"] == "single"
-    assert not torch.isin(checkpoint.load(tmp_path / "other" / "reference.pt").trained_on, members).any()
+    reference = checkpoint.load(tmp_path / "other" / "reference.pt")
+    assert not torch.isin(reference.trained_on, members).any()
+    losses = record(monkeypatch, train, "training_loss")
+    call(monkeypatch, "--distill", "reference", *named, "--run", tmp_path / "attacker")
+    for (_, x_t, t, target), _ in losses:
+        torch.testing.assert_close(target, network(x_t, t))
+    student = checkpoint.load(tmp_path / "attacker" / "reference.pt")
+    assert torch.equal(student.trained_on, reference.trained_on), "an attacker's student learns from what they own"
 
 
 def test_teachers_from_another_directory(tmp_path, monkeypatch, capsys):
@@ -168,7 +175,8 @@ def test_teachers_from_another_directory(tmp_path, monkeypatch, capsys):
     call(monkeypatch, "--distill", "--teachers", a, b, "--run", tmp_path / "student")
     assert same(weights(tmp_path / "student", "distill-cross"), weights(tmp_path / "halves", "distill-cross"))
     for words, says in (
-        (["--distill", "--teachers", b, a], "--teachers: the first must be A and the second B, not B and A"),
+        (["--distill", "--teachers", b, a], "--teachers: --distill cross takes A, then B"),
+        (["--distill", "reference", "--teachers", a], "--teachers: --distill reference takes reference"),
         (["--distill", "--teachers", a], "--teachers: 1 given, and --distill cross takes 2"),
         (["--distill", "single", "--teachers", a, b], "--teachers: 2 given, and --distill single takes 1"),
         (["--split", "A", *TINY, "--teachers", a, b], r"--teachers: only a student \(--distill\) has teachers"),

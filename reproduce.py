@@ -129,7 +129,7 @@ def study(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
 
 def minutes(jobs: list[Job], parsed: list[Namespace], args: Namespace) -> float:
     """A guess for one core: a step is timed, and judging a model takes as long as so many steps for each member."""
-    model, judging = parsed[0].wanted, 12 if args.full else 2.5
+    model, judging = parsed[0].wanted, 12 if args.full else 4
     models = [(job.done, its) for job, its in zip(jobs, parsed) if job.makes]
     steps = sum(its.steps * (4 / 3 if its.distill else 1) for done, its in models if not done and "steps" in its)
     steps += len(models) * len(model.split.members) * judging

@@ -174,7 +174,7 @@ def frontier(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
             made.setdefault(folder, []).append(jobs[-1])
         for name, steps, theirs in students:
             needs = made[f"{of[name]}-{theirs}"]
-            into, targets = run / f"{name}-{steps}-of-{theirs}", name if of[name] in ("halves", name) else "single"
+            into, targets = run / f"{name}-{steps}-of-{theirs}", "single" if name in ("ordinary", "unseen") else name
             words = ["--distill", targets, "--teachers", *(job.makes for job in needs), "--steps", steps, "--run", into]
             makes = into / ("reference.pt" if name == "reference" else f"distill-{targets}.pt")
             add(["train.py", *words], needs=needs, makes=makes)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import data
 from dualmd import distill_targets, training_loss
 from lab import cli
-from lab.checkpoint import TEACHERS, Checkpoint, split_for
+from lab.checkpoint import Checkpoint, split_for
 from lab.cli import seed_for
 from lab.distributed import share, together
 from lab.hardware import accelerated, bfloat16_is_faster
@@ -58,7 +58,8 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     which.add_argument("--split", choices=["A", "B", "all", "reference"], help=images)
     targets = "a student. cross (default): A and B teach it, each about images that it never saw (DistillMD); average: "
     targets += "by the mean of both; single: by one teacher; reference: an attacker's own, by their reference model"
-    which.add_argument("--distill", choices=TEACHERS, nargs="?", const="cross", help=targets)
+    kinds = ["cross", "average", "single", "reference"]
+    which.add_argument("--distill", choices=kinds, nargs="?", const="cross", help=targets)
     parser.add_argument("--teachers", metavar="FILE", type=Path, nargs="+", help="teachers' files (default: in --run)")
     size = parser.add_argument_group("how it is trained (a student has its teachers' values, except for --steps)")
     size.add_argument("--preset", choices=PRESETS, help="minutes, hours, days (default: tiny)")
@@ -76,8 +77,7 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     files.add_argument("--save-every", type=float, default=45, metavar="SECONDS", help=seconds)
     files.add_argument("--restart", action="store_true", help="a new training, even if this model is trained already")
     files.add_argument("--export", type=Path, metavar="FILE", help="a copy of the model in pytorch-ddpm's format")
-    on = "torch.compile (default: for long trainings on a GPU)"
-    parser.add_argument("--compile", action=BooleanOptionalAction, help=on)
+    parser.add_argument("--compile", action=BooleanOptionalAction, help="torch.compile (default: long GPU trainings)")
     args = parser.parse_args(words)
     args.run = args.run or Path("runs") / args.dataset
     args.wanted = new_model(args) if args.split else None

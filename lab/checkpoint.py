@@ -23,7 +23,7 @@ from unet import UNet, UNetConfig
 FORMAT = "dualmd checkpoint 2"
 KIND = "a checkpoint of this project"
 TEACHERS = {"cross": ["A", "B"], "average": ["A", "B"], "single": ["all"], "reference": ["reference"]}  # by targets
-NAMES = ("all", "A", "B", *(f"distill-{targets}" for targets in ("cross", "average", "single")), "reference")
+NAMES = ("all", "A", "B", *(f"distill-{targets}" for targets in TEACHERS if targets != "reference"), "reference")
 
 
 @dataclass

@@ -81,7 +81,7 @@ def test_train_is_read_from_top_to_bottom():
         if isinstance(node, ast.ImportFrom) and node.module == "lab":
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module.startswith("lab."):
-            helpers |= {alias.name for alias in node.names if not alias.name.isupper()}  # a list is no detour
+            helpers |= {alias.name for alias in node.names}
         elif isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name
     for node in ast.walk(tree):

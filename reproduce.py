@@ -176,8 +176,7 @@ def frontier(args: Namespace, cores: int, with_fid: bool) -> list[Job]:
             needs = made[f"{of[name]}-{theirs}"]
             into, targets = run / f"{name}-{steps}-of-{theirs}", "single" if name in ("ordinary", "unseen") else name
             words = ["--distill", targets, "--teachers", *(job.makes for job in needs), "--steps", steps, "--run", into]
-            makes = into / ("reference.pt" if name == "reference" else f"distill-{targets}.pt")
-            add(["train.py", *words], needs=needs, makes=makes)
+            add(["train.py", *words], needs=needs, makes=into / f"distill-{targets}.pt")
         for epsilon in (10, 100) if args.full and args.dataset != "toy" else ():  # too few images
             needs, into = made[f"undefended-{full}"], run / f"private-{full}-{epsilon}"
             words = ["--like", needs[0].makes, "--epsilon", epsilon, "--run", into]

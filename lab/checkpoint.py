@@ -1,6 +1,6 @@
 """A trained model as a file, with everything that is needed to judge it: weights, sizes, dataset, split, settings.
 
-A run directory holds up to six models: those of NAMES. Only this module knows the format. `load` reads a file as data,
+A run directory holds the models of NAMES, or some. Only this module knows the format. `load` reads a file as data,
 never as code, and checks all types, sizes and ranges. The rest of the project trusts a `Checkpoint`.
 """
 
@@ -23,7 +23,7 @@ from unet import UNet, UNetConfig
 FORMAT = "dualmd checkpoint 2"
 KIND = "a checkpoint of this project"
 TEACHERS = {"cross": ["A", "B"], "average": ["A", "B"], "single": ["all"], "reference": ["reference"]}  # by targets
-NAMES = ("all", "A", "B", *(f"distill-{targets}" for targets in TEACHERS if targets != "reference"), "reference")
+NAMES = ("all", "A", "B", *(f"distill-{targets}" for targets in TEACHERS), "reference")
 
 
 @dataclass
@@ -39,7 +39,8 @@ class Checkpoint:
     @property
     def trained_on(self) -> Tensor:
         """The indices of the images that this model is trained on, int64 (N,)."""
-        own = {"A": self.split.a, "B": self.split.b, "reference": self.split.reference}
+        own = {"A": self.split.a, "B": self.split.b}
+        own |= dict.fromkeys(["reference", "distill-reference"], self.split.reference)
         return own.get(self.name, self.split.members)
 
     def difference(self, other: "Checkpoint", *keys: str) -> str:

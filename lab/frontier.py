@@ -20,7 +20,7 @@ import metrics
 from lab import attackers, checkpoint, figures, reports, tables
 from lab.checkpoint import Checkpoint, load_run
 from lab.files import BadInput, keep, key_of, read_kept
-from lab.releases import COMBINATIONS, RELEASES, EvaluatedRun, identity, require_own_students
+from lab.releases import COMBINATIONS, RELEASES, EvaluatedRun, identity, require_own_students, require_reference
 
 NAME = re.compile(r"[a-z]+-\d+(-(of-)?\d+)?")
 CHEAP = "loss", "sima", "pia"  # compared with every reference model; the others with the first one alone
@@ -145,12 +145,13 @@ class Run:
 
     def _references(self) -> tuple[list[dict[str, Tensor]], int]:
         """The scores under each reference model; and how many of them, the first ones, are of the commonest kind."""
-        its = {at: found["reference"].settings for at, found in self.models.items() if "reference" in found}
-        kinds = {at: (one["targets"] != "noise", -one["steps"]) for at, one in its.items() if at.match("reference-*")}
+        its = {at: one for at, found in self.models.items() for one in found.values() if at.match("reference-*")}
+        kinds = {at: (one.settings["targets"] != "noise", -one.settings["steps"]) for at, one in its.items()}
         count, scores = [*kinds.values()].count, []
         for folder in sorted(kinds, key=lambda one: (-count(kinds[one]), kinds[one], one.name)):
+            require_reference(folder, its[folder], self.first)
             run = EvaluatedRun(folder, self.args, self.images, {"all": self.first} | self.models[folder])
-            scores.append(self._scores(run, "reference", CHEAP if scores else attacks.HOLDS))
+            scores.append(self._scores(run, its[folder].name, CHEAP if scores else attacks.HOLDS))
         return scores, max(map(count, kinds.values()), default=0)
 
     def _scores(self, run: EvaluatedRun, name: str, which: Iterable[str]) -> dict[str, Tensor]:

@@ -87,8 +87,7 @@ def student(args: Namespace) -> tuple[Checkpoint, list[Checkpoint]]:
             raise BadInput(f"--member-split {args.member_split}: {trained} another")
     settings = a.settings | {"targets": args.distill, "teachers": checkpoint.weights_key(*teachers), "epsilon": None}
     settings["steps"] = args.steps or settings["steps"]
-    name = "reference" if args.distill == "reference" else f"distill-{args.distill}"
-    return Checkpoint(name, a.dataset, a.split, settings, a.unet), teachers
+    return Checkpoint(f"distill-{args.distill}", a.dataset, a.split, settings, a.unet), teachers
 
 
 @contextmanager

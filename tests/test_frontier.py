@@ -513,7 +513,8 @@ def test_a_reference_student_is_no_model_of_lira(run, monkeypatch):
 
     assert "loss-lira" in attackers_of("undefended 4")
     student = checkpoint.load(run / "seed-0" / "reference-4-2" / "reference.pt")
-    student.settings["targets"] = "reference"
+    student.name, student.settings["targets"] = "distill-reference", "reference"
+    (run / "seed-0" / "reference-4-2" / "reference.pt").unlink()
     checkpoint.save(run / "seed-0" / "reference-4-2", student)
     without = attackers_of("undefended 4")
     assert "loss-ref" in without and "loss-lira" not in without
@@ -545,6 +546,8 @@ def test_several_runs_must_have_the_same_models(run, monkeypatch):
     make(run / "seed-1", images, FOLDERS, seed=2)
     (run / "seed-1" / "undefended-4" / "all.pt").write_bytes((run / "seed-0" / "undefended-4" / "all.pt").read_bytes())
     refused(says="not all of its models have the same members and non-members")
+    make(run / "seed-1", images, FOLDERS | {"reference-9": (["all"], 4, 1)}, seed=1)
+    refused(says="reference-9: it was trained on images that will be scored")
 
 
 def test_what_the_frontier_does_not_take(run, monkeypatch):

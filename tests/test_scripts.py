@@ -142,6 +142,7 @@ def test_a_student_learns_from_the_right_teachers(tmp_path, monkeypatch, targets
 def test_an_ordinary_student_learns_from_one_teacher_that_it_names(tmp_path, monkeypatch):
     """By default from the undefended model; or from one of other images, in another directory."""
     call(monkeypatch, "--split", "all", "--run", tmp_path, *TINY)
+    teachers = record(monkeypatch, train, "training_loss")
     call(monkeypatch, "--split", "reference", "--block", 3, "--run", tmp_path / "other", *TINY)
     members = checkpoint.load(tmp_path / "all.pt").trained_on
     for run, teacher, named in (("", "all", ()), ("student", "other/reference", ("--teachers", "other/reference.pt"))):
@@ -162,8 +163,10 @@ def test_an_ordinary_student_learns_from_one_teacher_that_it_names(tmp_path, mon
     call(monkeypatch, "--distill", "reference", *named, "--run", tmp_path / "attacker")
     for (_, x_t, t, target), _ in losses:
         torch.testing.assert_close(target, network(x_t, t))
-    student = checkpoint.load(tmp_path / "attacker" / "reference.pt")
+    student = checkpoint.load(tmp_path / "attacker" / "distill-reference.pt")
     assert torch.equal(student.trained_on, reference.trained_on), "an attacker's student learns from what they own"
+    (_, x_t, *_), _ = losses[0]
+    assert not torch.equal(x_t, teachers[0][0][1]), "with its teacher's first weights and noise it becomes a copy of it"
 
 
 def test_teachers_from_another_directory(tmp_path, monkeypatch, capsys):

@@ -99,10 +99,10 @@ def frontier(path: Path, rows: Sequence[dict], mark: str = "") -> None:
         style = {"color": COLOURS[k % 8], "marker": "os^Dv<>pP*X"[k], "linewidth": 1.2 if k == 0 else 0, "label": label}
         auc, (low, high) = np.array([one["auc"] for one in found]), np.transpose([one["auc_95"] for one in found])
         axes[0].errorbar(x, auc, np.abs([auc - low, high - auc]), elinewidth=0.7, **style)
-        tpr = [np.nan if None in one["tpr_at_1"] else np.mean(one["tpr_at_1"]) for one in found]
-        axes[1].plot(x, tpr, **style)
-        for row, *at in [one for one in zip(its, x, auc, strict=True) if one[2] < 0.99]:  # names near 1 would overlap
-            axes[0].annotate(row["model"].removeprefix(label), at, (4, 3), textcoords="offset points", fontsize=6)
+        axes[1].plot(x, [np.nan if None in one["tpr_at_1"] else np.mean(one["tpr_at_1"]) for one in found], **style)
+        for row, *at in zip(its, x, auc, strict=True):  # more names would overlap
+            name = row["model"].removeprefix(label) if at[1] < 0.99 and len(its) > 2 else ""
+            axes[0].annotate(name, at, (4, 3), textcoords="offset points", fontsize=6, color=style["color"])
     for ax, name in zip(axes, ("AUC", "TPR at 1 % FPR"), strict=True):
         ax.set(xlabel="held-out loss", ylabel=f"{name} of the strongest attacker")
     save(figure, path, mark)

@@ -124,24 +124,28 @@ class Run:
         for folder, models in self.models.items():
             require_own_students(folder, models)
             self.costs[checkpoint.weights_key(*models.values())] = sum(one.settings["steps"] for one in models.values())
-        self.every = [model for models in self.models.values() for model in models.values()]
+        self.every = [(folder, model) for folder, models in self.models.items() for model in models.values()]
         plain = [its["all"] for one, its in self.models.items() if one.match("undefended-*") and "all" in its]
         if not plain:
             raise BadInput(f"{path}/ has no undefended model of this study (python reproduce.py --study frontier)")
-        self.first, split = plain[0], plain[0].split
+        self.first, self.seed, split = plain[0], plain[0].settings["seed"], plain[0].split
         self.images, self.members = checkpoint.load_images(self.first, args.data_dir), len(split.members)
         self.judged_on = torch.cat([split.members, split.nonmembers])
-        for model in self.every:  # the images of reference models differ
+        for folder, model in self.every:  # the images of reference models differ
             same = torch.equal(self.judged_on, torch.cat([model.split.members, model.split.nonmembers]))
             if not same or model.difference(self.first, "name", "size", "seed", "members", "sha256"):
                 raise BadInput(f"{path}/: not all of its models have the same members and non-members")
-        used = {*torch.cat([split.nonmembers, *(model.trained_on for model in self.every)]).tolist()}
+            if folder.match("reference-*"):
+                require_reference(f"{folder}/", model, self.first)
+            if model.settings["teachers"] not in self.costs:
+                raise BadInput(f"{path}/ has a student whose teachers are not there: train it again (--restart)")
+            if folder.match("halves-*") and not {"A", "B"} <= self.models[folder].keys():
+                raise BadInput(f"{folder}/ has only one half: train the other one")
+        used = {*torch.cat([split.nonmembers, *(model.trained_on for _, model in self.every)]).tolist()}
         unused = torch.tensor([i for i in range(len(self.images)) if i not in used], dtype=torch.int64)
-        self.seed = self.first.settings["seed"]
         order = torch.randperm(len(unused), generator=torch.Generator().manual_seed(self.seed))
         # the last ones are the attacker's own non-members: quantile regression learns from them
         self.indices = torch.cat([self.judged_on, unused[order[: 2 * self.members]]])
-        self.references, self.group = self._references()
 
     def _references(self) -> tuple[list[dict[str, Tensor]], int]:
         """The scores under each reference model; and how many of them, the first ones, are of the commonest kind."""
@@ -149,7 +153,6 @@ class Run:
         kinds = {at: (one.settings["targets"] != "noise", -one.settings["steps"]) for at, one in its.items()}
         count, scores = [*kinds.values()].count, []
         for folder in sorted(kinds, key=lambda one: (-count(kinds[one]), kinds[one], one.name)):
-            require_reference(folder, its[folder], self.first)
             run = EvaluatedRun(folder, self.args, self.images, {"all": self.first} | self.models[folder])
             scores.append(self._scores(run, its[folder].name, CHEAP if scores else attacks.HOLDS))
         return scores, max(map(count, kinds.values()), default=0)
@@ -161,14 +164,13 @@ class Run:
         return run.scores_of(name, self.indices, cheap) | run.scores_of(name, self.judged_on, wanted)
 
     def judged(self) -> Iterator[Judged]:
+        self.references, self.group = self._references()
         for folder, models in self.models.items():
             family, (name, *_) = folder.name.split("-")[0], models
             if family not in tables.FAMILY:
                 continue
             run = EvaluatedRun(folder, self.args, self.images, models)
             if family == "halves":
-                if not {"A", "B"} <= models.keys():
-                    raise BadInput(f"{folder}/ has only one half: train the other one")
                 both = {"": ["dual"], "unmixed ": ["dual as A", "dual as B"], "leaked, by weights: ": ["A", "B"]}
                 yield self._judge(run, "halves", both)
                 family, name = "half", "A"
@@ -216,8 +218,6 @@ class Run:
 
     def _cost(self, models: list[Checkpoint]) -> float:
         """In steps of an undefended training. Asking a teacher takes a third of a step: forward, but not backward."""
-        if any(model.settings["teachers"] not in self.costs for model in models):
-            raise BadInput(f"{self.path}/ has a student whose teachers are not there: train it again (--restart)")
         asks, settings = {"cross": 1 / 3, "average": 2 / 3, "single": 1 / 3}, [model.settings for model in models]
         return sum(its["steps"] * (1 + asks.get(its["targets"], 0)) + self.costs[its["teachers"]] for its in settings)
 
@@ -274,18 +274,18 @@ def report(paths: list[Path], grid: dict, inception: fid.InceptionV3 | None, arg
     runs = [Run(path, grid, inception, args) for path in paths]
     if len({run.seed for run in runs}) < len(runs):
         raise BadInput("--run: two of these have the same seed")
+    files = [{f"{at.name}/{one.name}.pt of {one.settings['steps']} steps" for at, one in run.every} for run in runs]
+    for run, its in zip(runs, files, strict=True):
+        odd = [run.first.difference(runs[0].first, "name", "size", "members"), *sorted(its ^ files[0])]
+        if any(odd):
+            raise BadInput(f"--run: {paths[0]} and {run.path} differ: only one of them has {odd[0] or odd[1]}")
     judged = [{one.name: one for one in run.judged()} for run in runs]
-    names = [{f"{k}, {by}" for k, one in its.items() for by in one.rows} for its in judged]
-    for run, its in zip(runs, names, strict=True):
-        odd = run.first.difference(runs[0].first, "name", "size", "members") or next(iter(sorted(its ^ names[0])), "")
-        if odd:
-            raise BadInput(f"--run: {paths[0]} and {run.path} differ: only one of them has {odd}")
     rows = summarised(judged, args.seed)
     lines = tables.frontier(paths, rows)
     print(*lines, sep="\n")
     if not args.print_only:
         about = {"runs": [reports.provenance(run) for run in runs]}
-        keys = [identity(run.first, model) for run in runs for model in run.every]
+        keys = [identity(run.first, model) for run in runs for _, model in run.every]
         mark = reports.mark_of(keys, str((grid, args.n, args.seed, inception and inception.sha256)))
         reports.write(out, mark, {"frontier.md": lines, "frontier.json": [row | about for row in rows]})
         figures.frontier(out / "frontier.png", rows, mark)

@@ -72,7 +72,7 @@ class EvaluatedRun:
             checkpoint.require_images(self.first, images)
         if args.reference:
             self.models["reference"] = checkpoint.load(args.reference)
-            require_reference(args.reference, self.models["reference"], self.first)
+            require_reference(f"--reference {args.reference}", self.models["reference"], self.first)
         self.seed, self.schedule = self.first.settings["seed"], self.first.noise_schedule()
         eps_models = {name: model.eps_model(args.device) for name, model in self.models.items()}
         hidden = set()
@@ -231,13 +231,13 @@ def require_own_students(path: Path, models: dict[str, Checkpoint]) -> None:
         raise BadInput(f"{path}/{others[0].name}.pt was taught by others than its A.pt and B.pt: {again}")
 
 
-def require_reference(path: Path, reference: Checkpoint, attacked: Checkpoint) -> None:
+def require_reference(which: str, reference: Checkpoint, attacked: Checkpoint) -> None:
     """Raise BadInput unless this model has the same dataset, and was not trained on an image that is scored."""
     if found := reference.difference(attacked, "name", "size", "sha256"):
-        raise BadInput(f"--reference {path}: it and the attacked models differ ({found})")
+        raise BadInput(f"{which}: it and the attacked models differ ({found})")
     if torch.isin(reference.trained_on, torch.cat([attacked.split.members, attacked.split.nonmembers])).any():
         advice = "train one on others (python train.py --split reference)"
-        raise BadInput(f"--reference {path}: it was trained on images that will be scored; {advice}")
+        raise BadInput(f"{which}: it was trained on images that will be scored; {advice}")
 
 
 def require_comparable(runs: Sequence[EvaluatedRun]) -> None:

@@ -101,13 +101,14 @@ def at_equal(x: float, xs: Sequence[float], ys: np.ndarray) -> tuple[np.ndarray,
 def mean_and_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """The mean over seeds of values (S, 1 + B), and its 95 % interval by a hierarchical bootstrap.
 
-    Column 0 has the values themselves, the others those of resampled images. A resample draws seeds, and a column for
-    each of them: the same for any model.
+    Column 0 has the values themselves, the others those of resampled images. Their mean is moved to these values: in a
+    resample one picks worse. A resample of all draws seeds, and a column for each of them: the same for any model.
     """
     random, (seeds, draws) = np.random.RandomState(seed), values.shape
     which = random.randint(0, seeds, (draws - 1, seeds))
-    means = values[which, random.randint(1, draws, which.shape)].mean(1)
     with np.errstate(invalid="ignore"):  # of infinite ends
+        moved = values[:, 1:] + np.nan_to_num(values[:, :1] - values[:, 1:].mean(1, keepdims=True))
+        means = moved[which, random.randint(0, draws - 1, which.shape)].mean(1)
         return float(values[:, 0].mean()), *map(float, np.quantile(means, [0.025, 0.975]))
 
 
@@ -274,11 +275,10 @@ def report(paths: list[Path], grid: dict, inception: fid.InceptionV3 | None, arg
     runs = [Run(path, grid, inception, args) for path in paths]
     if len({run.seed for run in runs}) < len(runs):
         raise BadInput("--run: two of these have the same seed")
-    files = [{f"{at.name}/{one.name}.pt of {one.settings['steps']} steps" for at, one in run.every} for run in runs]
-    for run, its in zip(runs, files, strict=True):
-        odd = [run.first.difference(runs[0].first, "name", "size", "members"), *sorted(its ^ files[0])]
-        if any(odd):
-            raise BadInput(f"--run: {paths[0]} and {run.path} differ: only one of them has {odd[0] or odd[1]}")
+    have = [{f"{at.name}/{one.name}.pt of {one.settings['steps']} steps" for at, one in run.every} for run in runs]
+    for run, its in zip(runs, have, strict=True):
+        if odd := run.first.difference(runs[0].first, "name", "size", "members") or " ".join(sorted(its ^ have[0])[:1]):
+            raise BadInput(f"--run: {paths[0]} and {run.path} differ: only one of them has {odd}")
     judged = [{one.name: one for one in run.judged()} for run in runs]
     rows = summarised(judged, args.seed)
     lines = tables.frontier(paths, rows)
@@ -303,9 +303,9 @@ def summarised(judged: list[dict[str, Judged]], seed: int) -> list[dict]:
         by_access = [attacked(one, seed) for one in several]
         for access in tables.ACCESS:
             found = [its[access] for its in by_access]
-            aucs[first.name, access] = np.stack([its for its, _ in found])
-            mean, *interval = mean_and_interval(aucs[first.name, access], seed)
-            row[access] = {"auc": mean, "auc_95": interval, "auc_of_runs": aucs[first.name, access][:, 0].tolist()}
+            values = aucs[first.name, access] = np.stack([its for its, _ in found])
+            mean, low, high = mean_and_interval(values, seed)
+            row[access] = {"auc": mean, "auc_95": [max(low, 0), min(high, 1)], "auc_of_runs": values[:, 0].tolist()}
             row[access] |= {key: [its[key] for _, its in found] for key in found[0][1]}
         rows.append(row)
     plain = [row for row in rows if row["family"] == "undefended"]

@@ -104,9 +104,18 @@ def test_the_interval_is_over_seeds_and_over_images():
     assert (mean, low, high) == pytest.approx((0, -1.96 / 8, 1.96 / 8), abs=0.04)
     # both together: variances add up
     both = np.random.RandomState(2).normal(size=(64, 4001)) + np.repeat([[-1.0], [1]] * 32, 4001, 1)
-    both[:, 0] = 0
+    both[:, 0] = [-1, 1] * 32
     low, high = frontier.mean_and_interval(both)[1:]
     assert (high - low) / 2 == pytest.approx(1.96 * 2**0.5 / 8, rel=0.15)
+
+
+def test_the_interval_is_around_the_value():
+    """In a resample an attacker picks worse: all resamples of a weak signal are below it."""
+    draws = np.random.RandomState(1).normal(size=(2, 4001)) / 100
+    draws[:, 0] = 0.7, 0.9
+    mean, low, high = frontier.mean_and_interval(draws)
+    assert mean == 0.8 and (low + high) / 2 == pytest.approx(0.8, abs=0.005)
+    assert 0.69 < low < 0.71 and 0.89 < high < 0.91
 
 
 def test_intervals_of_differences_are_paired():

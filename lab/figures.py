@@ -100,9 +100,9 @@ def frontier(path: Path, rows: Sequence[dict], mark: str = "") -> None:
         auc, (low, high) = np.array([one["auc"] for one in found]), np.transpose([one["auc_95"] for one in found])
         axes[0].errorbar(x, auc, np.abs([auc - low, high - auc]), elinewidth=0.7, **style)
         axes[1].plot(x, [np.nan if None in one["tpr_at_1"] else np.mean(one["tpr_at_1"]) for one in found], **style)
-        for row, *at in zip(its, x, auc, strict=True):  # more names would overlap
-            name = row["model"].removeprefix(label) if at[1] < 0.99 and len(its) > 2 else ""
-            axes[0].annotate(name, at, (4, 3), textcoords="offset points", fontsize=6, color=style["color"])
+        for n, i in enumerate(np.argsort(x)):  # more names would overlap; so above and below, by turns
+            at, name = (4, 3 - 11 * (n % 2)), its[i]["model"].removeprefix(label) * bool(auc[i] < 0.99 and len(its) > 2)
+            axes[0].annotate(name, (x[i], auc[i]), at, textcoords="offset points", fontsize=6, color=style["color"])
     for ax, name in zip(axes, ("AUC", "TPR at 1 % FPR"), strict=True):
         ax.set(xlabel="held-out loss", ylabel=f"{name} of the strongest attacker")
     save(figure, path, mark)

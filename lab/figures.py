@@ -16,7 +16,7 @@ matplotlib.use("agg")  # files only: it needs no display
 from matplotlib import pyplot as plt  # noqa: E402
 
 # the colours of Okabe and Ito
-COLOURS = ["#000000", "#56B4E9", "#009E73", "#F0E442", "#999999", "#CC79A7", "#0072B2", "#D55E00"]
+COLOURS = "#000000 #56B4E9 #009E73 #F0E442 #999999 #CC79A7 #0072B2 #D55E00 #E69F00 #117733 #882255".split()
 STYLES = {
     "undefended": ("#000000", "-"),
     "A alone": ("#56B4E9", "-"),
@@ -96,13 +96,13 @@ def frontier(path: Path, rows: Sequence[dict], mark: str = "") -> None:
         if not (its := [row for row in rows if row["family"] == family]):
             continue
         x, found = [np.mean(row["held_out_loss"]) for row in its], [row["predictions"] for row in its]
-        style = {"color": COLOURS[k % 8], "marker": "os^Dv<>pP*X"[k], "linewidth": 1.2 if k == 0 else 0, "label": label}
+        style = {"color": COLOURS[k], "marker": "os^Dv<>pP*X"[k], "linewidth": 1.2 if k == 0 else 0, "label": label}
         auc, (low, high) = np.array([one["auc"] for one in found]), np.transpose([one["auc_95"] for one in found])
         axes[0].errorbar(x, auc, np.abs([auc - low, high - auc]), elinewidth=0.7, **style)
         axes[1].plot(x, [np.nan if None in one["tpr_at_1"] else np.mean(one["tpr_at_1"]) for one in found], **style)
-        for n, i in enumerate(np.argsort(x)):  # more names would overlap; so above and below, by turns
-            at, name = (4, 3 - 11 * (n % 2)), its[i]["model"].removeprefix(label) * bool(auc[i] < 0.99 and len(its) > 2)
-            axes[0].annotate(name, (x[i], auc[i]), at, textcoords="offset points", fontsize=6, color=style["color"])
+        for n, i in enumerate(np.argsort(x)):  # more names would overlap; that of the leftmost is on its left
+            name = f"   {its[i]['model'].removeprefix(label)}   " if auc[i] < 0.99 and len(its) > 2 else ""
+            axes[0].text(x[i], auc[i], name, va="bottom", ha="left" if n else "right", fontsize=6, color=style["color"])
     for ax, name in zip(axes, ("AUC", "TPR at 1 % FPR"), strict=True):
         ax.set(xlabel="held-out loss", ylabel=f"{name} of the strongest attacker")
     save(figure, path, mark)

@@ -56,17 +56,18 @@ def weighted_aucs(members: np.ndarray, nonmembers: np.ndarray, weights: Sequence
 
 
 def strongest(known: list[np.ndarray], others: list[np.ndarray]) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """AUCs (B,) of an attacker who picks a row and a sign on the half that they know, and is judged on the other half.
+    """AUCs (S, B) of an attacker who picks a row and a sign on a half that they know, and is judged on the other half.
 
-    `known` has the AUCs of all rows (R, B) on each half, `others` those on its other half. The result is the mean of
-    both attackers; and the row and the sign that each of them picks in resample 0.
+    `known` has the AUCs of all rows (S, R, B) on each half, `others` those on its other half. The pick is for all S
+    trainings together. The result is the mean of both attackers; and what each of them picks in resample 0.
     """
     judged, picks = 0, []
     for mine, other in zip(known, others, strict=True):
-        row = np.abs(mine - 0.5).argmax(0)
+        row = np.abs(mine.mean(0) - 0.5).argmax(0)
         at = row, np.arange(len(row))
-        judged = judged + np.where(mine[at] < 0.5, 1 - other[at], other[at]) / 2
-        picks.append((int(row[0]), -1 if mine[at][0] < 0.5 else 1))
+        flipped = mine.mean(0)[at] < 0.5
+        judged = judged + np.where(flipped, 1 - other[:, *at], other[:, *at]) / 2
+        picks.append((int(row[0]), -1 if flipped[0] else 1))
     return judged, picks
 
 
@@ -300,13 +301,11 @@ def summarised(judged: list[dict[str, Judged]], seed: int) -> list[dict]:
         row = {"model": first.name, "family": first.family, "compute": first.compute}
         row["held_out_loss"] = [one.held_out_loss for one in several]
         row |= {key: [one.quality[key] for one in several] for key in first.quality}
-        by_access = [attacked(one, seed) for one in several]
-        for access in tables.ACCESS:
-            found = [its[access] for its in by_access]
-            values = aucs[first.name, access] = np.stack([its for its, _ in found])
+        for access, (values, found) in attacked(several, seed).items():
+            aucs[first.name, access] = values
             mean, low, high = mean_and_interval(values, seed)
             row[access] = {"auc": mean, "auc_95": [max(low, 0), min(high, 1)], "auc_of_runs": values[:, 0].tolist()}
-            row[access] |= {key: [its[key] for _, its in found] for key in found[0][1]}
+            row[access] |= found
         rows.append(row)
     plain = [row for row in rows if row["family"] == "undefended"]
     for row, access in [(row, access) for row in rows if row not in plain for access in tables.ACCESS]:
@@ -315,29 +314,33 @@ def summarised(judged: list[dict[str, Judged]], seed: int) -> list[dict]:
     return rows
 
 
-def attacked(one: Judged, seed: int) -> dict[str, tuple[np.ndarray, dict]]:
-    """By access: the strongest attacker's AUC in each resample, who that is on each half, and what they all get."""
-    names = np.array([name for name, its in one.rows.items() for _ in its[0]])
-    versions = [torch.cat([its[min(k, len(its) - 1)] for its in one.rows.values()]).double().numpy() for k in (0, 1)]
-    sides, weights = [np.split(each, 2, 1) for each in versions], resamples(one.cut, seed)
+def attacked(several: list[Judged], seed: int) -> dict[str, tuple[np.ndarray, dict]]:
+    """By access: the strongest attacker's AUC of each training in each resample, who that is on each half, and more."""
+    names, cut = np.array([name for name, its in several[0].rows.items() for _ in its[0]]), several[0].cut
+    versions = [torch.cat([its.expand(2, -1, -1) for its in one.rows.values()], 1).double().numpy() for one in several]
+    sides, weights = [np.split(each, 2, 2) for each in versions], resamples(cut, seed)
 
     def by(rows: np.ndarray, weights: list) -> tuple[np.ndarray, list[tuple[int, int]]]:
         def aucs(k: int, half: int) -> np.ndarray:
-            return weighted_aucs(*(side[rows][:, i] for side, i in zip(sides[k], one.cut[half])), weights[half])
+            its = [[side[k, rows][:, i] for side, i in zip(one, cut[half], strict=True)] for one in sides]
+            return np.stack([weighted_aucs(*pair, weights[half]) for pair in its])
 
         return strongest([aucs(0, 0), aucs(1, 1)], [aucs(0, 1), aucs(1, 0)])
 
     once, found = [[each[:1] for each in half] for half in weights], {}
-    each = {name: by(np.flatnonzero(names == name), once)[0].item() for name in dict.fromkeys(names.tolist())}
+    each = {name: by(np.flatnonzero(names == name), once)[0][:, 0].tolist() for name in dict.fromkeys(names.tolist())}
     for access in tables.ACCESS:
         no = tables.ONE_T, *(["by weights"] if access == "predictions" else [])
         may = np.flatnonzero([not any(word in name for word in no) for name in names])
-        (auc, picks), pooled = by(may, weights), []
-        for (row, sign), its, half in zip(picks, sides, one.cut[::-1], strict=True):
-            scores = [torch.from_numpy(sign * side[may[row], images]) for side, images in zip(its, half, strict=True)]
-            pooled.append(attacks.combine_scores([torch.cat(scores)], "sum").split([*map(len, scores)]))
-        tpr = metrics.roc(*map(torch.cat, zip(*pooled, strict=True))).tpr_at_1
-        found[access] = auc, {"attacker": [str(names[may[row]]) for row, _ in picks], "tpr_at_1": tpr}
+        (auc, picks), tprs = by(may, weights), []
+        for one in sides:
+            pooled = []
+            for k, (row, sign) in enumerate(picks):
+                its = [side[k, may[row], i] for side, i in zip(one, cut[1 - k], strict=True)]
+                ranks = np.unique(sign * np.concatenate(its), return_inverse=True)[1]  # two attackers, two scales
+                pooled.append(np.split(ranks, [len(its[0])]))
+            tprs.append(metrics.roc(*map(np.concatenate, zip(*pooled, strict=True))).tpr_at_1)
+        found[access] = auc, {"attacker": [str(names[may[row]]) for row, _ in picks], "tpr_at_1": tprs}
     found["weights"][1]["auc_by_attacker"] = each
     return found
 
@@ -352,6 +355,6 @@ def compared(row: dict, plain: list[dict], x: str, access: str, aucs: dict, seed
     difference, least, most = np.stack(differences, 1)
     mean, *interval = mean_and_interval(difference, seed)
     bounds = [name for name, its in (("at least", least), ("at most", most)) if np.isinf(its[:, 0]).any()]
-    more, less = mean_and_interval(most, seed)[1] > 0, mean_and_interval(least, seed)[2] < 0
+    more, less = mean_and_interval(most, seed)[1] > 0.005, mean_and_interval(least, seed)[2] < -0.005
     decided = "leaks more" if more else "leaks less" if less else "undecided"
     return {"difference": mean, "difference_95": interval, "bounds": bounds, "verdict": decided}

@@ -179,18 +179,15 @@ def frontier(paths: list[Path], rows: list[dict]) -> list[str]:
     for row in rows:
         cells = [row["model"], f"{row['compute']:,.0f}", *(format(np.mean(row[x]), form) for _, x, form in numbers)]
         for holds, its in [(holds, row[holds]) for holds in ACCESS]:
-            picks = [pick for halves in its["attacker"] for pick in halves]
-            who = max(picks, key=picks.count) + (" …" if len({*picks}) > 1 else "")
             tpr = "–" if None in its["tpr_at_1"] else f"{np.mean(its['tpr_at_1']):.2f}"
-            cells += [interval(its["auc"], its["auc_95"]), who, tpr]
+            cells += [interval(its["auc"], its["auc_95"]), " / ".join(dict.fromkeys(its["attacker"])), tpr]
             found = [its[f"at_equal_{x}"] for x in EQUAL if f"at_equal_{x}" in its]
             second += [[f"{row['model']}, by {holds}", *map(difference, found)]] if found else []
         if "set_p" in row:  # twice the mean of p-values is a p-value, too
             cells.append(f"{min(1, 2 * np.mean(row['set_p'])):.3f}")
         first.append(cells)
     first[0] += ["set-level p"] if "set_p" in rows[0] else []
-    its = [row["weights"]["auc_by_attacker"] for row in rows]
-    means = [{by: np.mean([one[by] for one in runs]) for by in runs[0] if ONE_T not in by} for runs in its]
+    means = [{by: np.mean(x) for by, x in row["weights"]["auc_by_attacker"].items() if ONE_T not in by} for row in rows]
     aucs = {name: [one[name] for one in means if name in one] for every in means for name in every}
     best, third = [max(x, key=x.get) for x in means], [["attacker", "mean AUC", "largest", "models", "strongest of"]]
     for name, found in sorted(aucs.items(), key=lambda item: (-len(item[1]), -np.mean(item[1]))):

@@ -104,7 +104,7 @@ def frontier(path: Path, rows: Sequence[dict], mark: str = "") -> None:
             name = f"   {its[i]['model'].removeprefix(label)}   " if auc[i] < 0.99 and len(its) > 2 else ""
             axes[0].text(x[i], auc[i], name, va="bottom", ha="left" if n else "right", fontsize=6, color=style["color"])
     for ax, name in zip(axes, ("AUC", "TPR at 1 % FPR"), strict=True):
-        ax.set(xlabel="held-out loss", ylabel=f"{name} of the strongest attacker")
+        ax.set(xlabel="held-out loss", ylabel=f"{name} of the strongest attacker, by predictions")
     save(figure, path, mark)
 
 

@@ -63,9 +63,9 @@ def strongest(known: list[np.ndarray], others: list[np.ndarray]) -> tuple[np.nda
     """
     judged, picks = 0, []
     for mine, other in zip(known, others, strict=True):
-        row = np.abs(mine.mean(0) - 0.5).argmax(0)
+        row = np.abs((mean := mine.mean(0)) - 0.5).argmax(0)
         at = row, np.arange(len(row))
-        flipped = mine.mean(0)[at] < 0.5
+        flipped = mean[at] < 0.5
         judged = judged + np.where(flipped, 1 - other[:, *at], other[:, *at]) / 2
         picks.append((int(row[0]), -1 if flipped[0] else 1))
     return judged, picks
@@ -151,7 +151,7 @@ class Run:
 
     def _references(self) -> tuple[list[dict[str, Tensor]], int]:
         """The scores under each reference model; and how many of them, the first ones, are of the commonest kind."""
-        its = {at: one for at, found in self.models.items() for one in found.values() if at.match("reference-*")}
+        its = {at: one for at, one in self.every if at.match("reference-*")}
         kinds = {at: (one.settings["targets"] != "noise", -one.settings["steps"]) for at, one in its.items()}
         count, scores = [*kinds.values()].count, []
         for folder in sorted(kinds, key=lambda one: (-count(kinds[one]), kinds[one], one.name)):
@@ -320,19 +320,19 @@ def attacked(several: list[Judged], seed: int) -> dict[str, tuple[np.ndarray, di
     versions = [torch.cat([its.expand(2, -1, -1) for its in one.rows.values()], 1).double().numpy() for one in several]
     sides, weights = [np.split(each, 2, 2) for each in versions], resamples(cut, seed)
 
-    def by(rows: np.ndarray, weights: list) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        def aucs(k: int, half: int) -> np.ndarray:
-            its = [[side[k, rows][:, i] for side, i in zip(one, cut[half], strict=True)] for one in sides]
-            return np.stack([weighted_aucs(*pair, weights[half]) for pair in its])
+    def aucs(k: int, half: int, rows: np.ndarray, weights: list) -> np.ndarray:
+        its = [[side[k, rows][:, i] for side, i in zip(one, cut[half], strict=True)] for one in sides]
+        return np.stack([weighted_aucs(*pair, weights[half]) for pair in its])
 
-        return strongest([aucs(0, 0), aucs(1, 1)], [aucs(0, 1), aucs(1, 0)])
-
-    once, found = [[each[:1] for each in half] for half in weights], {}
-    each = {name: by(np.flatnonzero(names == name), once)[0][:, 0].tolist() for name in dict.fromkeys(names.tolist())}
+    ways, once, found = ((0, 0), (1, 1), (0, 1), (1, 0)), [[each[:1] for each in half] for half in weights], {}
+    plain = np.stack([aucs(*way, np.arange(len(names)), once) for way in ways])
+    rows = {name: names == name for name in dict.fromkeys(names.tolist())}
+    each = {k: strongest(plain[:2, :, its], plain[2:, :, its])[0][:, 0].tolist() for k, its in rows.items()}
+    summed = np.flatnonzero([tables.ONE_T not in name for name in names])
+    drawn = np.stack([aucs(*way, summed, weights) for way in ways])
     for access in tables.ACCESS:
-        no = tables.ONE_T, *(["by weights"] if access == "predictions" else [])
-        may = np.flatnonzero([not any(word in name for word in no) for name in names])
-        (auc, picks), tprs = by(may, weights), []
+        may = np.array([access == "weights" or "by weights" not in names[row] for row in summed])
+        (auc, picks), may, tprs = strongest(drawn[:2, :, may], drawn[2:, :, may]), summed[may], []
         for one in sides:
             pooled = []
             for k, (row, sign) in enumerate(picks):

@@ -612,3 +612,6 @@ def test_all_attacks_and_generated_images(run, monkeypatch):
     sides = (data.to_float(images.images[part]) for part in (split.members, split.nonmembers))
     expected = attackers.set_test(data.to_float(images.generated("DistillMD", 6)), *sides)
     assert [rows["DistillMD 3 of 4"][key][0] for key in ("set_statistic", "set_p")] == pytest.approx(expected)
+    (table,) = (run / "seed-0").rglob("frontier.md")
+    lines = {line.split("|")[1].strip(): line for line in table.read_text().splitlines()[2:] if "|" in line}
+    assert lines["DistillMD 3 of 4"].split("|")[-2].strip() == f"{expected[1]:.3f}"

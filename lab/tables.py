@@ -184,7 +184,7 @@ def frontier(paths: list[Path], rows: list[dict]) -> list[str]:
             found = [its[f"at_equal_{x}"] for x in EQUAL if f"at_equal_{x}" in its]
             second += [[f"{row['model']}, by {holds}", *map(difference, found)]] if found else []
         if "set_p" in row:  # of several seeds, twice the mean of their p-values is a p-value, too
-            cells.append(f"{min(1, np.mean(row['set_p']) * (1 if len(row['set_p']) == 1 else 2)):.3f}")
+            cells.append(f"{min(1, np.mean(row['set_p']) * min(len(row['set_p']), 2)):.3f}")
         first.append(cells)
     first[0] += ["set-level p"] if "set_p" in rows[0] else []
     means = [{by: np.mean(x) for by, x in row["weights"]["auc_by_attacker"].items() if ONE_T not in by} for row in rows]

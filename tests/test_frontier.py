@@ -6,14 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import few_steps, settings
+from conftest import ROOT, few_steps, settings
 from test_evaluate import CONFIG, call
 
 import attacks
 import data
 import evaluate
 import metrics
-from lab import attackers, checkpoint, cli, frontier, releases
+from lab import attackers, checkpoint, cli, frontier, releases, tables
 from lab.files import BadInput
 from lab.frontier import Judged, Run
 from lab.releases import EvaluatedRun
@@ -615,3 +615,12 @@ def test_all_attacks_and_generated_images(run, monkeypatch):
     (table,) = (run / "seed-0").rglob("frontier.md")
     lines = {line.split("|")[1].strip(): line for line in table.read_text().splitlines()[2:] if "|" in line}
     assert lines["DistillMD 3 of 4"].split("|")[-2].strip() == f"{expected[1]:.3f}"
+
+
+@pytest.mark.parametrize(
+    "values, shown", [([0.2], "0.200"), ([0.2, 0.4], "0.600"), ([0.1, 0.2, 0.3], "0.400"), ([0.7, 0.8], "1.000")]
+)
+def test_the_p_values_of_several_trainings_become_one(values, shown):
+    row = json.loads((ROOT / "results" / "frontier-cifar10-16-fid" / "frontier.json").read_text())[0]
+    _, _, head, _, line, *_ = tables.frontier([ROOT], [row | {"set_p": values}])
+    assert [text.split("|")[-2].strip() for text in (head, line)] == ["set-level p", shown]

@@ -2,152 +2,79 @@
 
     python -m course start 5 --out my-solution/        python -m course grade 5 --in my-solution/
 
-Run both from the project's root. course/EXERCISES.md describes the exercises. `start` copies the project and replaces
-the body of the exercise's functions by a hint. `grade` runs the tests of the exercise (course/test_grading.py) on such
-a copy. It prints the points, and for each missing point what was expected. It runs the code of the solution without a
-sandbox: grade code of people whom you do not know on a machine where a program can do no harm.
+Run both from the project's root, or `grade` inside the copy. EXERCISES.md describes the exercises, and TEACHING.md what
+a teacher does with them. `grade` runs the code of the solution without a sandbox: grade code of people whom you do not
+know in a container.
 """
 
 import argparse
-import ast
+import csv
+import functools
 import json
 import os
-import shlex
-import shutil
-import subprocess
 import sys
-import tempfile
-import textwrap
-import xml.etree.ElementTree
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
+from course import grading
+from course.exercises import EXERCISES, ROOT
 from lab import cli
-from lab.files import BadInput
-
-ROOT = Path(__file__).resolve().parent.parent
-GRADING = ROOT / "course" / "test_grading.py"
-COPIED = "*.py *.md lab/* course/* docs/* requirements.txt LICENSE pyproject.toml CITATION.cff".split()
-SECONDS = 120  # for the tests of one exercise, which need about two
+from lab.files import BadInput, atomic_write, require_writable
 
 
-@dataclass(frozen=True)
-class Exercise:
-    title: str
-    functions: tuple[str, ...]  # the functions to write, each as FILE.py:NAME
-    hint: str
-
-
-EXERCISES = {
-    1: Exercise(
-        "the noise schedule",
-        ("dualmd.py:NoiseSchedule.__init__",),
-        "Set self.T, self.beta and self.alpha_bar. The latter two are float64 tensors (T,). beta rises linearly from "
-        "beta_1 to beta_T; alpha_bar_t = (1 - beta_0) ... (1 - beta_t). Use torch.linspace and torch.cumprod.",
-    ),
-    2: Exercise(
-        "noising an image, and back",
-        ("dualmd.py:NoiseSchedule.add_noise", "dualmd.py:NoiseSchedule.predict_x0"),
-        "self._signal_and_noise(t, x) returns sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), in a shape that can be "
-        "multiplied with images.",
-    ),
-    3: Exercise(
-        "the training loss",
-        ("dualmd.py:training_loss",),
-        "Call the model once. Return one number, the mean over all pixels of all images.",
-    ),
-    4: Exercise(
-        "a DDIM step",
-        ("dualmd.py:NoiseSchedule.ddim_step",),
-        "First calculate the clean image from x and eps, and clip it if `clip` is set. Then noise that image to t_next "
-        "with the same eps. If eta > 0, add sigma z (DDIM eq. 16); eps then keeps the weight "
-        "sqrt(1 - alpha_bar_next - sigma^2).",
-    ),
-    5: Exercise(
-        "an ancestral step",
-        ("dualmd.py:NoiseSchedule.ddpm_step",),
-        "mean = (x - beta_t / sqrt(1 - alpha_bar_t) eps) / sqrt(1 - beta_t). Add sqrt(beta_t) z to it, except at t = 0."
-        " With `clip`: predict_x0, clamp, predict_eps.",
-    ),
-    6: Exercise(
-        "the index split",
-        ("data.py:index_split",),
-        "np.random.RandomState(seed).permutation(n): its first half is the members' pool, its second half the "
-        "non-members' pool. If `pools` is given, permute each of the two instead, the members' pool first. A Split "
-        "takes int64 tensors. Raise BadInput if the number of members is odd, not positive, or more than a pool has.",
-    ),
-    7: Exercise(
-        "taking turns",
-        ("dualmd.py:DualMD.__call__",),
-        "Each image has its own timestep. route sends each image to one of two models.",
-    ),
-    8: Exercise(
-        "soft targets",
-        ("dualmd.py:distill_targets",),
-        "in_a says which images teacher A was trained on. route sends each image to one of two models.",
-    ),
-    9: Exercise(
-        "three membership scores",
-        ("attacks.py:loss", "attacks.py:_pia", "attacks.py:round_trip"),
-        "Higher means member, so errors get a minus. _eps(eps_model, x, t) calls the model with one t for all images; "
-        "_noise(x0, generator) draws the noise. schedule.add_noise and schedule.ddim_step do the rest.",
-    ),
-    10: Exercise(
-        "the AUC, with ties",
-        ("metrics.py:auc",),
-        "P(member's score > non-member's) + P(equal) / 2, over all pairs. You need not form the pairs: "
-        "np.searchsorted on the sorted scores, with side left and side right, counts them.",
-    ),
-    11: Exercise(
-        "an attacker who adapts",
-        ("metrics.py:adaptive",),
-        "halves() cuts the images in two. _attacker learns on one half and scores other images. _judge_each_other "
-        "returns the scores of both halves together. _redraw and _interval are for the bootstrap. choices[0] is the "
-        "choice of the first half.",
-    ),
-    12: Exercise(
-        "the Fréchet distance",
-        ("fid.py:symmetric_root", "fid.py:distance"),
-        "Use torch.linalg.eigh for the root, and drop eigenvalues that are zero up to rounding. The trace of the root "
-        "of the product is the sum of the singular values of R1^T R2.",
-    ),
-}
-
-
-def main() -> None:
+def parse_args(words: list[str] | None = None) -> argparse.Namespace:
+    """The flags in `words`; by default those of the command line. A hand-out has only `grade`."""
     parser = argparse.ArgumentParser(
         "python -m course", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.error = lambda message: cli.fail(f"{message} (--help lists all flags)")
     what = parser.add_subparsers(dest="what", required=True)
-    start_it = what.add_parser("start", help="copy the project without the functions of these exercises")
-    start_it.add_argument("number", type=exercise, nargs="+", help="exercises, from 1 to 12")
-    start_it.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty directory for the copy")
-    grade_it = what.add_parser("grade", help="print the points of a solution")
-    grade_it.add_argument("number", type=exercise, nargs="*", help="exercises, from 1 to 12 (default: all)")
-    grade_it.add_argument(
-        "--in", dest="folder", type=Path, default=Path(), metavar="DIR", help="the solution (default: this directory)"
+
+    def command(name: str, summary: str, numbers: str | None = "*") -> argparse.ArgumentParser:
+        it = what.add_parser(name, help=summary, description=summary)
+        it.error = parser.error
+        if numbers:
+            default = "" if numbers == "+" else " (default: all)"
+            it.add_argument("number", type=exercise, nargs=numbers, help=f"exercises, from 1 to 12{default}")
+        return it
+
+    parser.error = lambda message: cli.fail(f"{message} (--help lists all flags)")
+    grade = command("grade", "points of a solution")
+    which = grade.add_mutually_exclusive_group()
+    path = "solution: a folder, a zip or a file (default: this directory)"
+    which.add_argument("--in", dest="path", type=Path, default=Path(), metavar="SUBMISSION", help=path)
+    which.add_argument("--batch", type=Path, metavar="FOLDER", help="folder with a submission of each student")
+    grade.add_argument("--csv", type=Path, metavar="FILE", help="table of a batch's points (with --batch)")
+    formats = {"words": words_of, "json": json_of, "gradescope": gradescope_of, "github": github_of}
+    grade.add_argument(
+        "--as", dest="form", choices=formats, default="words", help="form of the output (default: words)"
     )
-    grade_it.add_argument("--json", action="store_true", help="print JSON, for a teacher's script")
-    start_it.error = grade_it.error = parser.error
-    args = parser.parse_args()
-    if args.what == "start":
-        start(args.number, args.out)
-        return
-    needed = {function.split(":")[0] for its in EXERCISES.values() for function in its.functions}
-    missing = sorted(file for file in needed if not (args.folder / file).is_file())
-    if missing:
-        raise BadInput(f"--in {args.folder}: {', '.join(missing)} not found; name a directory that `start` made")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        grades = list(pool.map(lambda number: grade(number, args.folder), args.number or EXERCISES))
-    if args.json:
-        print(json.dumps(grades, indent=1))
-    else:
-        print(*map(in_words, grades), sep="\n\n")
-        if len(grades) > 1:
-            print(f"\nin all: {sum(one['points'] for one in grades)} of {sum(one['of'] for one in grades)} points")
-    sys.exit(any(one["points"] < one["of"] for one in grades))
+    grade.add_argument("--user", help="user who runs the solution, for root (default: the same user)")
+    if grading.TEACHERS:
+        start = command("start", "copy of the project without the functions of these exercises", "+")
+        start.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty directory for the copy")
+        start.add_argument("--classroom", action="store_true", help="also a workflow that grades each push to GitHub")
+        command("key", "reference solutions, points, and answers to the questions")
+        service = command("gradescope", "autograder for Gradescope, a zip")
+        service.add_argument("--out", type=Path, default=Path("autograder.zip"), help="file (default: %(default)s)")
+        command("outcomes", "course/outcomes.json, with which a hand-out grades", None)
+        models = command("models", "course/models, small copies of a run's models", None)
+        run = Path("runs/toy/seed-0")
+        models.add_argument("--run", type=Path, default=run, help="directory of the run (default: %(default)s)")
+        models.add_argument("--out", type=Path, default=ROOT / "course" / "models", help="directory of the copies")
+    args = parser.parse_args(words)
+    if args.what == "grade":
+        args.number, args.form = args.number or list(EXERCISES), formats[args.form]
+        if (args.batch is None) != (args.csv is None):
+            raise BadInput("--batch FOLDER and --csv FILE belong together")
+        if args.batch and not args.batch.is_dir():
+            raise BadInput(f"--batch {args.batch}: there is no such folder")
+        if args.csv:
+            require_writable(args.csv)
+        if args.user:
+            grading.user_group(args.user)
+    return args
 
 
 def exercise(text: str) -> int:
@@ -157,117 +84,109 @@ def exercise(text: str) -> int:
     return int(text)
 
 
-# --- start: a copy in which functions are missing ------------------------------------------------
+def main() -> None:
+    args = parse_args()
+    if args.what == "grade" and args.batch:
+        batch(args)
+    elif args.what == "grade":
+        grades = args.form(args)
+        sys.exit(any(one["points"] < one["of"] for one in grades))
+    elif args.what == "outcomes":
+        with atomic_write(grading.OUTCOMES) as temporary:
+            temporary.write_text(json.dumps(grading.stored()), encoding="utf-8")
+    else:
+        from course import handout  # a hand-out has none
+
+        if args.what == "start":
+            handout.start(args.number, args.out, args.classroom)
+        elif args.what == "gradescope":
+            handout.gradescope(args.number or list(EXERCISES), args.out)
+        elif args.what == "key":
+            handout.key(args.number)
+        else:
+            handout.small_models(args.run, args.out)
 
 
-def start(numbers: list[int], out: Path) -> None:
-    """Copy the project to `out` without the functions of these exercises, and print where they are missing.
+# --- the forms of a grade ------------------------------------------------------------------------
 
-    Raises BadInput if `out` is there and not an empty directory, or if it cannot be written.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"--out {out}: exists and is not an empty directory; name another one")
-    paths = [path for pattern in COPIED for path in ROOT.glob(pattern) if path.is_file()]
-    sources = {path.relative_to(ROOT): path.read_bytes() for path in paths}
-    holes = []
-    for number in numbers:
-        for function in EXERCISES[number].functions:
-            file, name = function.split(":")
-            text, line = cut(sources[Path(file)].decode(), name, number)
-            sources[Path(file)] = text.encode()
-            holes.append(f"  {out / file}, line {line}: {name}")
+
+def words_of(args: argparse.Namespace) -> list[dict]:
+    grades = grading.grade(args.number, args.path, args.user)
+    print(*map(grading.in_words, grades), sep="\n\n")
+    if len(grades) > 1:
+        print(f"\nin all: {total(grades, 'points'):g} of {total(grades, 'of'):g} points")
+    return grades
+
+
+def json_of(args: argparse.Namespace) -> list[dict]:
+    grades = grading.grade(args.number, args.path, args.user)
+    print(json.dumps(grades, indent=1))
+    return grades
+
+
+def gradescope_of(args: argparse.Namespace) -> list[dict]:
+    """Gradescope's results.json: the tests are hidden until the due date, and one line says what was submitted."""
+    grades = grade_anything(args.path, args.number, args.user)
+    files = dict.fromkeys(one["file"] for one in grades if "submitted" not in one["checks"][0]["message"])
+    read = ", ".join(files) or "nothing that belongs to an exercise"
+    tests = []
+    for one in grades:
+        for i, check in enumerate(one["checks"], 1):
+            name = f"exercise {one['exercise']}, {one['title']}: {check['what']}"
+            tests.append({"score": check["points"], "max_score": check["of"], "name": name, "output": check["message"]})
+            tests[-1] |= {"number": f"{one['exercise']}.{i}", "visibility": "after_due_date"}
+    said = f"This was read: {read}. The points of each test are shown after the due date."
+    print(
+        json.dumps({"output": said, "visibility": "visible", "stdout_visibility": "hidden", "tests": tests}, indent=1)
+    )
+    return grades
+
+
+def github_of(args: argparse.Namespace) -> list[dict]:
+    """The words, and the notices in which GitHub Classroom's own reporter gave the points."""
+    grades = words_of(args)
+    points, of = total(grades, "points"), total(grades, "of")
+    print(f"::notice title=Autograding complete::Points {points:g}/{of:g}")
+    print(f"::notice title=Autograding report::{json.dumps({'totalPoints': points, 'maxPoints': of})}")
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        rows = [f"| {one['exercise']}. {one['title']} | {one['points']:g} | {one['of']:g} |" for one in grades]
+        table = ["| exercise | points | of |", "| --- | --- | --- |", *rows, f"| in all | {points:g} | {of:g} |", ""]
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write("\n".join(table))
+    return grades
+
+
+def total(grades: list[dict], name: str) -> float:
+    return sum(one[name] for one in grades)
+
+
+# --- a class -------------------------------------------------------------------------------------
+
+
+def grade_anything(path: Path, numbers: list[int], user: str | None) -> list[dict]:
+    """The grades of a submission. If it cannot be read, there are no points, and each message says why."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-            copy = Path(temporary) / out.name
-            for path, content in sources.items():
-                (copy / path).parent.mkdir(parents=True, exist_ok=True)
-                (copy / path).write_bytes(content)
-            if out.exists():
-                out.rmdir()
-            copy.rename(out)
-    except OSError as error:
-        raise BadInput(f"--out {out}: cannot be written ({error.strerror})") from error
-    print("Write these functions:", *holes, "", "Then run:", sep="\n")
-    print("  " + shlex.join(["python", "-m", "course", "grade", *map(str, numbers), "--in", str(out)]))
+        return grading.grade(numbers, path, user)
+    except BadInput as error:
+        return [grading.missing(number, f"Nothing was submitted: {error}") for number in numbers]
 
 
-def cut(source: str, name: str, number: int) -> tuple[str, int]:
-    """`source` without the body of the function `name`, except its docstring; and the line number of the gap."""
-    node = ast.parse(source)
-    for part in name.split("."):
-        node = next(child for child in node.body if getattr(child, "name", "") == part)
-    first = node.body[0]
-    lines, indent = source.splitlines(), " " * first.col_offset
-    begin = first.end_lineno if ast.get_docstring(node) else first.lineno - 1  # number of lines before the gap
-    hint = textwrap.wrap(f"Exercise {number}. {EXERCISES[number].hint}", 118 - len(indent))
-    hole = [f"{indent}# {line}" for line in hint]
-    hole.append(f'{indent}raise NotImplementedError("exercise {number}: {node.name} is not written yet")')
-    return "\n".join([*lines[:begin], *hole, *lines[node.end_lineno :], ""]), begin + len(hole)
-
-
-# --- grade ---------------------------------------------------------------------------------------
-
-
-def grade(number: int, folder: Path) -> dict:
-    """The points for one exercise of the solution in `folder`, in the form that --json prints.
-
-    The tests are the ones beside this file, even if the solution has its own. They import the solution's modules.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        # a copy, because beside course/ the tests would import the modules of this project
-        tests, report = shutil.copy(GRADING, temporary), Path(temporary) / "report.xml"
-        options = ["--noconftest", "-p", "no:cacheprovider", "-c", os.devnull, f"--junitxml={report}"]
-        command = [sys.executable, "-m", "pytest", *options, f"{tests}::TestExercise{number}"]
-        environment = os.environ | {"PYTHONPATH": str(folder.resolve()), "OMP_NUM_THREADS": "1"}
-        try:
-            subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, timeout=SECONDS)
-            found, otherwise = outcomes(report)
-        except subprocess.TimeoutExpired:
-            found, otherwise = {}, f"not finished after {SECONDS} seconds"
-        except (OSError, xml.etree.ElementTree.ParseError):
-            found, otherwise = {}, "the solution ended the Python process"
-    messages = {test.removeprefix("test_").replace("_", " "): found.get(test, otherwise) for test in points(number)}
-    return {
-        "exercise": number,
-        "title": EXERCISES[number].title,
-        "functions": list(EXERCISES[number].functions),
-        "points": list(messages.values()).count(""),
-        "of": len(messages),
-        "tests": [{"what": what, "passed": not message, "message": message} for what, message in messages.items()],
-    }
-
-
-def points(number: int) -> list[str]:
-    """What an exercise has points for: the names of the tests in its class."""
-    classes = {node.name: node.body for node in ast.parse(GRADING.read_text()).body if isinstance(node, ast.ClassDef)}
-    names = (getattr(node, "name", "") for node in classes[f"TestExercise{number}"])
-    return [name for name in names if name.startswith("test_")]
-
-
-def outcomes(report: Path) -> tuple[dict[str, str], str]:
-    """From pytest's report, the message of each test, "" if it passed; and the message of tests that did not run."""
-    found, otherwise = {}, "was not run"
-    for case in xml.etree.ElementTree.parse(report).iter("testcase"):
-        wrong = next(iter(case), None)  # a failure, an error or a skip
-        message = "" if wrong is None else wrong.get("message").removeprefix("Failed: ")
-        if message == "collection failure":
-            lines = [line.removeprefix("E").strip() for line in wrong.text.splitlines() if line.startswith("E ")]
-            otherwise = f"the solution cannot be imported: {' '.join(lines)}"
-        found[case.get("name")] = message
-    return found, otherwise
-
-
-def in_words(graded: dict) -> str:
-    files = dict.fromkeys(function.split(":")[0] for function in graded["functions"])
-    names = ", ".join(function.split(":")[1] for function in graded["functions"])
-    lines = [f"exercise {graded['exercise']}, {graded['title']} ({names} in {', '.join(files)})"]
-    for test in graded["tests"]:
-        lines.append(f"  {'+1' if test['passed'] else ' 0'}  {test['what']}")
-        if not test["passed"]:
-            lines.append(textwrap.fill(test["message"], 110, initial_indent=7 * " ", subsequent_indent=7 * " "))
-    lines.append(f"  {graded['points']} of {graded['of']} points")
-    return "\n".join(lines)
+def batch(args: argparse.Namespace) -> None:
+    """Grade all submissions of a folder, as many at a time as there are cores, into a table."""
+    paths = sorted(path for path in args.batch.iterdir() if path.name[0] not in "._")
+    if not paths:
+        raise BadInput(f"--batch {args.batch}: it is empty")
+    grade = functools.partial(grade_anything, numbers=args.number, user=args.user)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        graded = list(tqdm(pool.map(grade, paths), total=len(paths), unit="submission"))
+    of = [f"{number} (of {one['of']:g})" for number, one in zip(args.number, graded[0])]
+    with atomic_write(args.csv) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["submission", *of, "in all", "remarks"])
+        for path, grades in zip(paths, graded, strict=True):
+            remarks = dict.fromkeys(one["checks"][0]["message"] for one in grades if not one["points"])
+            table.writerow([path.name, *(one["points"] for one in grades), total(grades, "points"), " ".join(remarks)])
+    print(f"{args.csv}: {len(paths)} submissions")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import functools
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import types
@@ -24,7 +23,6 @@ import data  # noqa: E402
 import dualmd  # noqa: E402
 import train  # noqa: E402
 from lab import datasets  # noqa: E402
-from tools import forked  # noqa: E402
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background, pytest and the scripts ignore it
 torch.set_num_threads(1)  # the networks here are small: more threads would wait for each other
@@ -72,28 +70,6 @@ def tree(folder: Path) -> list[str]:
 def same(one: dict, other: dict) -> bool:
     """Are these the same weights, to the last bit?"""
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-def grade_in_forks(patch) -> None:
-    """Let course/ start pytest in forks of this process, which have imported torch already."""
-    from course import __main__ as course
-
-    def run(command, cwd, env, timeout, **rest):
-        def tests():
-            for name in [name for name, module in sys.modules.items() if _is_ours(module)]:
-                del sys.modules[name]
-            sys.path[:] = [env["PYTHONPATH"], *(path for path in sys.path if Path(path).resolve() != ROOT)]
-            return pytest.main(command[3:])
-
-        if forked(tests, cwd, timeout)[0] == -signal.SIGALRM:
-            raise subprocess.TimeoutExpired(command, timeout)
-
-    patch.setattr(course, "subprocess", types.SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired))
-
-
-def _is_ours(module) -> bool:
-    file = Path(getattr(module, "__file__", None) or "/")
-    return file.is_relative_to(ROOT) and "tests" not in file.parts
 
 
 def few_steps(patch) -> None:

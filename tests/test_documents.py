@@ -12,7 +12,7 @@ import types
 
 import numpy as np
 import pytest
-from conftest import ROOT, few_steps, grade_in_forks
+from conftest import ROOT, few_steps
 from PIL import Image
 
 import data
@@ -24,7 +24,7 @@ from tools import bench, growth
 from unet import UNetConfig
 
 DOCUMENTS = ["README.md", "docs/manual.md", "docs/cost.md", "docs/contributing.md", "course/EXERCISES.md"]
-DOCUMENTS += ["results/README.md"]
+DOCUMENTS += ["course/TEACHING.md", "results/README.md"]
 TEXT = {name: (ROOT / name).read_text() for name in DOCUMENTS}
 
 
@@ -83,7 +83,6 @@ def scene(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(metrics, "RESAMPLES", 5)
-        grade_in_forks(patch)
         few_steps(patch)
         patch.setattr(data, "TOY_IMAGES", 60)
         for preset, ch, groups in (("tiny", 8, 4), ("cifar10", 32, 32)):
@@ -99,10 +98,11 @@ def scene(tmp_path_factory):
                 raise Begun
 
             patch.setattr(module, name, begun)
-        for run, dataset in (("runs/cifar10", "cifar10"), ("runs/toy/seed-0", "toy")):
+        for run, dataset in (("runs/cifar10", "cifar10"), ("runs/toy/seed-0", "toy"), ("course/models", "toy")):
             for which in ("--split A", "--split B", "--split all", "--split reference", "--distill cross"):
                 call(patch, ["train.py", *which.split(), "--dataset", dataset, "--run", run])
-        os.makedirs("runs/other")
+        os.makedirs("runs/other"), os.makedirs("submissions")
+        shutil.copy(ROOT / "dualmd.py", "submissions/smith_dualmd.py")
         shutil.copy("runs/cifar10/reference.pt", "runs/other")
         call(
             patch, ["train.py", "--split", "all", "--preset", "cifar10", "--run", "x", "--export", "ckpt-step800000.pt"]
@@ -128,7 +128,7 @@ def call(patch, words):
         "sample": ["--n", "2"],
         "reproduce": ["--members", "8", "--steps", "8" if "frontier" in flags else "2"],
     }
-    device = [] if module.__name__ == "course.__main__" else ["--device", "cpu"]
+    device = [] if module.__name__.startswith("course") else ["--device", "cpu"]
     patch.setattr(sys, "argv", [module.__file__, *flags, *smaller.get(module.__name__, []), *device])
     module.main()
 

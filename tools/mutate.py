@@ -34,13 +34,13 @@ from tools import forked
 
 ROOT = Path(__file__).resolve().parent.parent
 REASONS = json.loads((ROOT / "tools" / "mutants.json").read_text())
-# what is mutated (a whole file, or these functions and classes in it), and the tests to run
-TARGETS = {
-    "dualmd.py": "course/test_grading.py tests/test_dualmd.py tests/test_attacks.py",
-    "attacks.py": "course/test_grading.py tests/test_attacks.py",
-    "data.py:Split index_split": "course/test_grading.py tests/test_data.py",
+COURSE = "tests/test_course.py::test_the_stored_outcomes_are_right"
+TARGETS = {  # what is mutated (a whole file, or these functions and classes in it), and the tests to run
+    "dualmd.py": f"{COURSE} tests/test_dualmd.py tests/test_attacks.py",
+    "attacks.py": f"{COURSE} tests/test_attacks.py",
+    "data.py:Split index_split": f"{COURSE} tests/test_data.py",
     "lab/datasets.py:published_split": "tests/test_data.py",
-    "metrics.py": "course/test_grading.py tests/test_metrics.py tests/test_memorization.py",
+    "metrics.py": f"{COURSE} tests/test_metrics.py tests/test_memorization.py",
     "unet.py": "tests/test_unet.py",
     "train.py:main new_model train learning_rate update_average": "tests/test_scripts.py",
 }

@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from course import grading
-from course.exercises import EXERCISES, ROOT
+from course.exercises import EXERCISES
 from lab import cli
 from lab.files import BadInput, atomic_write, require_writable
 
@@ -31,12 +31,14 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     )
     what = parser.add_subparsers(dest="what", required=True)
 
-    def command(name: str, summary: str, numbers: str | None = "*") -> argparse.ArgumentParser:
+    def command(name: str, summary: str, numbers: str | None = "*", out: str | None = None) -> argparse.ArgumentParser:
         it = what.add_parser(name, help=summary, description=summary)
         it.error = parser.error
         if numbers:
             default = "" if numbers == "+" else " (default: all)"
             it.add_argument("number", type=exercise, nargs=numbers, help=f"exercises, from 1 to 12{default}")
+        if out:
+            it.add_argument("--out", type=Path, default=Path(out), help="what is written (default: %(default)s)")
         return it
 
     parser.error = lambda message: cli.fail(f"{message} (--help lists all flags)")
@@ -56,13 +58,13 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
         start.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty directory for the copy")
         start.add_argument("--classroom", action="store_true", help="also a workflow that grades each push to GitHub")
         command("key", "reference solutions, points, and answers to the questions")
-        service = command("gradescope", "autograder for Gradescope, a zip")
-        service.add_argument("--out", type=Path, default=Path("autograder.zip"), help="file (default: %(default)s)")
-        command("outcomes", "course/outcomes.json, with which a hand-out grades", None)
-        models = command("models", "course/models, small copies of a run's models", None)
-        run = Path("runs/toy/seed-0")
+        command("gradescope", "autograder for Gradescope, a zip", out="autograder.zip")
+        command("outcomes", "outcomes of the questions, with which a hand-out grades", None, "course/outcomes.json")
+        models, run = (
+            command("models", "small copies of a run's models", None, "course/models"),
+            Path("runs/toy/seed-0"),
+        )
         models.add_argument("--run", type=Path, default=run, help="directory of the run (default: %(default)s)")
-        models.add_argument("--out", type=Path, default=ROOT / "course" / "models", help="directory of the copies")
     args = parser.parse_args(words)
     if args.what == "grade":
         args.number, args.form = args.number or list(EXERCISES), formats[args.form]
@@ -92,7 +94,7 @@ def main() -> None:
         grades = args.form(args)
         sys.exit(any(one["points"] < one["of"] for one in grades))
     elif args.what == "outcomes":
-        with atomic_write(grading.OUTCOMES) as temporary:
+        with atomic_write(args.out) as temporary:
             temporary.write_text(json.dumps(grading.stored()), encoding="utf-8")
     else:
         from course import handout  # a hand-out has none

@@ -456,10 +456,10 @@ def exercise_11(m: "Modules", d: Draw) -> Iterator[Check]:
     parts = {"is the AUC above 0.9 with these scores?": lambda: bool(judged(clear).curve.auc > 0.9)}
     yield 0.5, "an AUC below one half is no privacy", parts
     parts = {
-        "scores are only noise, in 40 rows: is the mean AUC of 12 repetitions at most 0.57?": (
-            lambda: mean_of(noise, lambda result: result.curve.auc) <= 0.57
+        "scores are only noise, in 40 rows: is the mean AUC of 12 repetitions at most 0.6?": (
+            lambda: mean_of(noise, lambda result: result.curve.auc) <= 0.6
         ),
-        "and the mean accuracy at most 0.54?": lambda: mean_of(noise, lambda result: result.asr) <= 0.54,
+        "and the mean accuracy at most 0.555?": lambda: mean_of(noise, lambda result: result.asr) <= 0.555,
         "members are shifted by 1 in one row: is the AUC from 0.66 to 0.86, and the accuracy from 0.57 to 0.80?": (
             lambda: [0.66 <= (r := judged(shifted)).curve.auc <= 0.86, 0.57 <= r.asr <= 0.80]
         ),
@@ -470,7 +470,7 @@ def exercise_11(m: "Modules", d: Draw) -> Iterator[Check]:
     yield 1, "without flips, the sign stays", parts
 
     def wide():
-        results = [judged((pair[0][:30], pair[1][:30]), 200).interval for pair in noise[:4]]
+        results = [judged(pair, 150).interval for pair in noise[:6]]
         return float(np.mean([high - low for low, high in results]))
 
     def inside():
@@ -478,7 +478,7 @@ def exercise_11(m: "Modules", d: Draw) -> Iterator[Check]:
         return [0.5 < low < 0.76 < high < 0.9]
 
     parts = {"members are shifted by 1 in one row: is the interval from above 0.5 to below 0.9?": inside}
-    parts |= {"scores are only noise, in 30 rows: is the mean width of 4 intervals above 0.4?": lambda: wide() > 0.4}
+    parts |= {"scores are only noise, in 40 rows: is the mean width of 6 intervals above 0.33?": lambda: wide() > 0.33}
     parts |= {"numpy.random.rand() and torch.rand(()) after a call": lambda: untouched(lambda: judged(shifted))}
     yield 1.5, "the interval includes the luck of the choice", parts
     one = np.zeros((3, 1)), np.zeros((3, 9))

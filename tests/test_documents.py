@@ -52,6 +52,7 @@ NOT_RUN_HERE = [  # .ci/run runs most of them
     "ruff check",
     "ruff format",
     "wait",
+    "jupyter execute",
 ]
 RUN_BY = {"tools.stress": "test_robustness.py", "tools.mutate": "test_mutate.py"}
 

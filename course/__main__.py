@@ -60,12 +60,11 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
         command("key", "reference solutions, points, and answers to the questions")
         command("gradescope", "autograder for Gradescope, a zip", out="autograder.zip")
         command("outcomes", "outcomes of the questions, with which a hand-out grades", None, "course/outcomes.json")
-        models, run = (
-            command("models", "small copies of a run's models", None, "course/models"),
-            Path("runs/toy/seed-0"),
-        )
+        models = command("models", "small copies of a run's models", None, "course/models")
+        run = Path("runs/toy/seed-0")
         models.add_argument("--run", type=Path, default=run, help="directory of the run (default: %(default)s)")
     args = parser.parse_args(words)
+    args.number = list(dict.fromkeys(getattr(args, "number", [])))  # each once
     if args.what == "grade":
         args.number, args.form = args.number or list(EXERCISES), formats[args.form]
         if (args.batch is None) != (args.csv is None):
@@ -113,7 +112,7 @@ def main() -> None:
 
 
 def words_of(args: argparse.Namespace) -> list[dict]:
-    grades = grading.grade(args.number, args.path, args.user)
+    grades = grading.grade(args.number, grading.submitted(args.path), args.user)
     print(*map(grading.in_words, grades), sep="\n\n")
     if len(grades) > 1:
         print(f"\nin all: {total(grades, 'points'):g} of {total(grades, 'of'):g} points")
@@ -121,7 +120,7 @@ def words_of(args: argparse.Namespace) -> list[dict]:
 
 
 def json_of(args: argparse.Namespace) -> list[dict]:
-    grades = grading.grade(args.number, args.path, args.user)
+    grades = grading.grade(args.number, grading.submitted(args.path), args.user)
     print(json.dumps(grades, indent=1))
     return grades
 
@@ -168,9 +167,10 @@ def total(grades: list[dict], name: str) -> float:
 def grade_anything(path: Path, numbers: list[int], user: str | None) -> list[dict]:
     """The grades of a submission. If it cannot be read, there are no points, and each message says why."""
     try:
-        return grading.grade(numbers, path, user)
+        files = grading.submitted(path)
     except BadInput as error:
         return [grading.missing(number, f"Nothing was submitted: {error}") for number in numbers]
+    return grading.grade(numbers, files, user)
 
 
 def batch(args: argparse.Namespace) -> None:

@@ -18,20 +18,10 @@ from lab.checkpoint import load_run, path_in, save, weights_key
 from lab.files import BadInput, atomic_write
 
 CODE = ["*.py", "lab/*.py", "requirements.txt"]
-COURSE = "__init__ __main__ cases exercises grading".split()
-COPIED = [
-    *CODE,
-    "README.md",
-    "LICENSE",
-    "CITATION.cff",
-    "lab/*.txt",
-    "docs/*",
-    *(f"course/{name}.py" for name in COURSE),
-]
-COPIED += ["course/EXERCISES.md", "course/outcomes.json", "course/requirements.txt", "course/*.ipynb", "course/*.png"]
-COPIED += ["course/models/*.pt"]
+COPIED = [*CODE, *"README.md LICENSE CITATION.cff lab/*.txt docs/* course/models/*.pt course/*.ipynb".split()]
+COPIED += [f"course/{name}.py" for name in "__init__ __main__ cases exercises grading".split()]
+COPIED += [f"course/{name}" for name in "EXERCISES.md outcomes.json requirements.txt noising.png".split()]
 SERVICES = ROOT / "course" / "services"  # what Gradescope and GitHub run
-KEY = ROOT / "course" / "KEY.md"
 MODELS = ["all", "A", "B", "distill-cross", "reference"]
 
 
@@ -49,16 +39,12 @@ def start(numbers: list[int], out: Path, classroom: bool = False) -> None:
     sources = {path.relative_to(ROOT): path.read_bytes() for pattern in COPIED for path in ROOT.glob(pattern)}
     for image in re.findall(r"!\[.*?\]\((results/.*?\.png)\)", sources[Path("README.md")].decode()):
         sources[Path(image)] = (ROOT / image).read_bytes()
-    holes = []
-    for number in numbers:
-        file = Path(EXERCISES[number].file)
-        for name in EXERCISES[number].functions:
-            whole = sources[file].decode()
-            for path in [path for path in sources if path.suffix in (".md", ".ipynb")]:
-                sources[path] = without(statements(whole, name), number, sources[path].decode()).encode()
-            text, line = cut(whole, name, number)
-            sources[file] = text.encode()
-            holes.append(f"  {out / file}, line {line}: {name}")
+    missing = [(Path(EXERCISES[n].file), name, n) for n in numbers for name in EXERCISES[n].functions]
+    for file, name, number in missing:
+        whole = sources[file].decode()
+        sources[file] = cut(whole, name, number).encode()
+        for path in [path for path in sources if path.suffix in (".md", ".ipynb")]:
+            sources[path] = without(statements(whole, name), number, sources[path].decode()).encode()
     if classroom:
         sources[Path(".github/workflows/classroom.yml")] = service("classroom.yml", numbers)
         sources[Path(".gitignore")] = b"__pycache__/\n.venv/\n/data/\n/runs/\n"
@@ -74,19 +60,27 @@ def start(numbers: list[int], out: Path, classroom: bool = False) -> None:
             copy.rename(out)
     except OSError as error:
         raise BadInput(f"--out {out}: cannot be written ({error.strerror})") from error
-    print("Write these functions:", *holes, "", "Then run:", sep="\n")
+    print("Write these functions:")
+    for file, name, number in missing:
+        line = sources[file][: sources[file].index(gap(number, name).encode())].count(b"\n") + 1
+        print(f"  {out / file}, line {line}: {name}")
+    print("\nThen run:")
     print("  " + shlex.join(["python", "-m", "course", "grade", *map(str, numbers), "--in", str(out)]))
 
 
-def cut(source: str, name: str, number: int) -> tuple[str, int]:
-    """`source` without the body of the function `name`, except its docstring; and the line number of the gap."""
+def cut(source: str, name: str, number: int) -> str:
+    """`source` without the body of the function `name`, except its docstring: a hint stands in its place."""
     first, last = function_lines(source, name)
     lines = source.splitlines()
     indent = re.match(" *", lines[first])[0]
-    hint = textwrap.wrap(f"Exercise {number}. {EXERCISES[number].hint}", 118 - len(indent))
-    hole = [f"{indent}# {line}" for line in hint]
-    hole.append(f'{indent}raise NotImplementedError("exercise {number}: {name.split(".")[-1]} is not written yet")')
-    return "\n".join([*lines[:first], *hole, *lines[last:], ""]), first + len(hole)
+    hole = [f"# {line}" for line in textwrap.wrap(f"Exercise {number}. {EXERCISES[number].hint}", 118 - len(indent))]
+    hole = [indent + line for line in [*hole, gap(number, name)]]
+    return "\n".join([*lines[:first], *hole, *lines[last:], ""])
+
+
+def gap(number: int, name: str) -> str:
+    """The statement in place of a function's body."""
+    return f'raise NotImplementedError("exercise {number}: {name.split(".")[-1]} is not written yet")'
 
 
 def statements(source: str, name: str) -> list[list[str]]:
@@ -144,7 +138,7 @@ def gradescope(numbers: list[int], out: Path) -> None:
 
 def key(numbers: list[int]) -> None:
     """Print each exercise's reference solution and points, and what KEY.md says; without numbers, all of KEY.md."""
-    text = KEY.read_text(encoding="utf-8")
+    text = (ROOT / "course" / "KEY.md").read_text(encoding="utf-8")
     for number in numbers or EXERCISES:
         exercise = EXERCISES[number]
         print(f"# Exercise {number}, {exercise.title}: {exercise.file}\n")

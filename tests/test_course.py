@@ -230,6 +230,18 @@ def test_the_handout_has_no_removed_statement(handouts, number):
                     assert statement.strip() in SHARED, found
 
 
+def test_start_says_where_to_write(tmp_path, monkeypatch, capsys):
+    """In any order, and once."""
+    status, said = call(monkeypatch, capsys, "start", 7, 2, 7, "--out", tmp_path / "s")
+    lines = (tmp_path / "s" / "dualmd.py").read_text().splitlines()
+    found = re.findall(r"^  (.+), line (\d+): (.+)$", said, re.MULTILINE)
+    assert status == 0 and [name for *_, name in found] == [*EXERCISES[7].functions, *EXERCISES[2].functions]
+    for path, line, name in found:
+        assert path == str(tmp_path / "s" / "dualmd.py")
+        assert f": {name.rpartition('.')[2]} is not written yet" in lines[int(line) - 1]
+    assert said.endswith(f"\n  python -m course grade 7 2 --in {tmp_path / 's'}\n")
+
+
 def test_the_documents_name_the_exercise_instead(handouts):
     """All other lines stay as they are."""
     for document in ("README.md", "course/EXERCISES.md", "docs/manual.md"):
@@ -286,7 +298,7 @@ def solved(*numbers):
     for number, exercise in EXERCISES.items():
         if exercise.file == "dualmd.py" and number not in (1, 2, *numbers):
             for name in exercise.functions:
-                source, _ = handout.cut(source, name, number)
+                source = handout.cut(source, name, number)
     return source
 
 
@@ -309,9 +321,9 @@ def test_a_submission_is_a_folder_a_file_or_a_zip(tmp_path):
         archive.writestr("__MACOSX/dualmd.py", "boom")
         archive.writestr("work/deeper/dualmd.py", "boom")
     for name in ("folder", "smith_dualmd.py", "work.zip"):
-        grades = grading.grade([5, 7], tmp_path / name)
+        grades = grading.grade([5, 7], grading.submitted(tmp_path / name))
         assert points(grades) == {5: 2, 7: 0}
-    only = grading.grade([5, 9], tmp_path / "smith_dualmd.py")
+    only = grading.grade([5, 9], grading.submitted(tmp_path / "smith_dualmd.py"))
     assert points(only) == {5: 2, 9: 0}
     assert {check["message"] for check in only[1]["checks"]} == {"attacks.py was not submitted."}
     (tmp_path / "link").mkdir()
@@ -322,7 +334,7 @@ def test_a_submission_is_a_folder_a_file_or_a_zip(tmp_path):
     (tmp_path / "essay.txt").write_text("I could not do it.")
     for name in ("link", "large", "torn.zip", "essay.txt", "nothing"):
         with pytest.raises(BadInput, match=re.escape(str(tmp_path / name))):
-            grading.grade([5], tmp_path / name)
+            grading.grade([5], grading.submitted(tmp_path / name))
 
 
 IMPORT, NEVER = r"dualmd\.py cannot be imported: ", "|.* was stopped 3 times."
@@ -342,7 +354,7 @@ def test_what_cannot_run_gets_no_points_and_one_reason(tmp_path, monkeypatch, na
     if name == "it sleeps":
         monkeypatch.setattr(grading, "SECONDS", 4)
     (tmp_path / "dualmd.py").write_text(text)
-    (graded,) = grading.grade([2], tmp_path)
+    (graded,) = grading.grade([2], grading.submitted(tmp_path))
     assert graded["points"] == 0 and graded["of"] == 2
     assert all(re.fullmatch(message, check["message"]) for check in graded["checks"])
     if "imported" in message:
@@ -359,7 +371,7 @@ def test_a_mistake_is_called_by_its_name(tmp_path):
         assert right in source
         source = source.replace(right, wrong)
     (tmp_path / "dualmd.py").write_text(source)
-    ancestral, turns = grading.grade([5, 7], tmp_path)
+    ancestral, turns = grading.grade([5, 7], grading.submitted(tmp_path))
     assert [check["points"] for check in ancestral["checks"]] == [0.5, 0, 0, 0.5] and turns["points"] == 0
     words = " ".join(grading.in_words(ancestral).split())
     assert "It looks as if the root of beta_t is missing." in words and "1 of 2 points" in words
@@ -505,10 +517,10 @@ def test_another_user_runs_the_solution_and_cannot_read_the_course(tmp_path):
     (tmp_path / "secret" / "dualmd.py").write_text(SOURCES["dualmd.py"])
     spy = f"import os\nprint(open({str(tmp_path / 'secret' / 'dualmd.py')!r}).read())\n"
     (tmp_path / "dualmd.py").write_text(solved(5) + spy)
-    (graded,) = grading.grade([5], tmp_path / "dualmd.py", "nobody")
+    (graded,) = grading.grade([5], grading.submitted(tmp_path / "dualmd.py"), "nobody")
     assert graded["points"] == 0 and "PermissionError" in graded["checks"][0]["message"]
     (tmp_path / "dualmd.py").write_text(solved(5) + "import os\nassert os.getuid() != 0 and not os.getgroups()\n")
-    assert points(grading.grade([5], tmp_path / "dualmd.py", "nobody")) == {5: 2}
+    assert points(grading.grade([5], grading.submitted(tmp_path / "dualmd.py"), "nobody")) == {5: 2}
 
 
 # --- the small models ----------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
     python -m course start 5 --out my-solution/        python -m course grade 5 --in my-solution/
 
-Run both from the project's root, or `grade` inside the copy. EXERCISES.md describes the exercises, and TEACHING.md what
-a teacher does with them. `grade` runs the code of the solution without a sandbox: grade code of people whom you do not
-know in a container.
+Run both from the project's root, or `grade` inside the copy, which has only this command. EXERCISES.md describes the
+exercises, and TEACHING.md what a teacher does with them. `grade` runs the code of the solution without a sandbox: grade
+code of people whom you do not know in a container.
 """
 
 import argparse

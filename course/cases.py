@@ -255,9 +255,9 @@ def exercise_5(m: "Modules", d: Draw) -> Iterator[Check]:
     yield 0.5, "the noise has the standard deviation sqrt(beta_t)", parts
     parts = {f"{given}, z = {z} at t = {t}": lambda t=t: step([x], [eps], t, z) for t in (0, 1)}
     yield 0.5, "the last step, and only this one, adds no noise", parts
-    late, several = d.randint(880, 930), [-0.3, 0.55, 0.5]
-    parts = {f"ddpm_step of x = [0.5, 0.5, 0.5] with eps = {several}, z = 0 at t = {late}, clip = True": (
-        lambda: step([0.5] * 3, several, late, 0.0, clip=True)
+    late, images, several = d.randint(850, 890), [0.5, 0.5, 0.5, 1.5], [-1.3, 0.55, 0.5, 0.6]
+    parts = {f"ddpm_step of x = {images} with eps = {several}, z = 0 at t = {late}, clip = True": (
+        lambda: step(images, several, late, 0.0, clip=True)
     )}  # fmt: skip
     yield 0.5, "with clip, eps belongs to the clipped image", parts
 
@@ -400,11 +400,11 @@ def exercise_9(m: "Modules", d: Draw) -> Iterator[Check]:
     yield 1.25, "pia takes the answer at 0 as the noise", parts
     small = 10 * d.randint(3, 6)
     parts = {f"secmi {images} at t = {small}": lambda: score("secmi", small)}
-    parts |= {f"secmi {images} at t = {10 * small}, stride = 50": lambda: score("secmi", 50 * (small // 10), stride=50)}
+    parts |= {f"secmi {images} at t = {5 * small}, stride = {small}": lambda: score("secmi", 5 * small, stride=small)}
     parts |= {f"secmi {images} at t = 10": lambda: score("secmi", 10)}
     yield 1.5, "secmi is the change by a step up and back, after a walk up to t - stride", parts
-    parts = {"the timesteps of all queries of loss at t = 40": lambda: asked("loss", generator=generator)}
-    parts |= {f"the timesteps of all queries of {a} at t = 40": lambda a=a: asked(a) for a in ("pia", "secmi")}
+    how = {"loss": {"generator": generator}, "pia": {}, "secmi": {}}
+    parts = {f"t of all queries of {a} at t = 40, for three images": lambda a=a: asked(a, **how[a]) for a in how}
     yield 0.5, "each attack makes only the queries that it needs", parts
     parts = {
         f"secmi at t = 10, then at t = {bad}": (

@@ -55,8 +55,9 @@ EXERCISES = {
     ),
     9: Exercise(
         "three membership scores", 60, "attacks.py", ("loss", "_pia", "round_trip"),
-        "Higher means member, so errors get a minus. _eps(eps_model, x, t) calls the model with one t for all images; "
-        "_noise(x0, generator) draws the noise. schedule.add_noise and schedule.ddim_step do the rest.",
+        "loss and _pia return one score for each image: higher means member, so errors get a minus. round_trip returns "
+        "images. _eps(eps_model, x, t) calls the model with one t for all images. _noise(x0, generator) draws the "
+        "noise. schedule.add_noise and schedule.ddim_step do the rest.",
     ),
     10: Exercise(
         "the AUC, with ties", 40, "metrics.py", ("auc",),

@@ -4,6 +4,7 @@ Only JSON comes back from there: numbers, texts, and the names of errors. A teac
 should have come. A hand-out has no solution, and reads it from outcomes.json, which `python -m course outcomes` made.
 """
 
+import itertools
 import json
 import math
 import os
@@ -212,6 +213,8 @@ def same(got: object, wanted: object) -> bool:
             close = np.abs(one - other) <= 1e-4 * size + 1e-6 * size.max(initial=0.1)
         return bool((close | (one == other) | (np.isnan(one) & np.isnan(other))).all())
     if isinstance(wanted, dict) and isinstance(got, dict):
+        if "raised" in wanted and "raised" in got:  # in whatever line
+            return str(wanted["raised"]).partition(" (")[0] == str(got["raised"]).partition(" (")[0]
         return wanted.keys() == got.keys() and all(same(got[name], wanted[name]) for name in wanted)
     if isinstance(wanted, list) and isinstance(got, list):
         return len(wanted) == len(got) and all(map(same, got, wanted))
@@ -233,11 +236,14 @@ def _holds(value: object, types: type) -> bool:
     return any(_holds(each, types) for each in value) if isinstance(value, list) else isinstance(value, types)
 
 
-def hint(number: int, check: int, part: int, got: dict, wanted: dict) -> str:
-    """Which mistake an outcome looks like, as the end of a message; or nothing."""
-    for mistake, outcomes in mistaken(number, check):
-        if same(got, outcomes[part]) and not same(outcomes[part], wanted):
-            return f" It looks as if {mistake}."
+def hint(number: int, check: int, part: int, outcomes: list[dict], right: list[dict]) -> str:
+    """Which mistake the outcomes of a check look like, in this part or better in all, as a sentence; or nothing."""
+    got, wanted = outcomes[part], right[part]
+    alike = [pair for pair in mistaken(number, check) if same(pair[1][part], got) and not same(pair[1][part], wanted)]
+    for mistake, _ in sorted(alike, key=lambda pair: not all(map(same, pair[1], outcomes))):
+        return f" It looks as if {mistake}."
+    if got.get("answer", "") is None:
+        return " Is there a `return`?"
     one, other = numbers(got.get("answer")), numbers(wanted.get("answer"))
     if one is None or other is None or not one.size or one.size != other.size:
         return ""
@@ -268,28 +274,25 @@ def shown(value: object) -> str:
     return {True: "yes", False: "no", None: "None"}[value] if value in (True, False, None) else str(value)[:300]
 
 
-def message(number: int, check: int, part: int, name: str, got: dict, wanted: dict) -> str:
-    """What is wrong with an outcome, in the exercise's terms."""
+def message(number: int, check: int, part: int, name: str, outcomes: list[dict], right: list[dict]) -> str:
+    """What is wrong with a part of a check, in the exercise's terms."""
+    got, should = outcomes[part], f"{name} should be {shown(right[part].get('answer'))}."
     if "broken" in got or "stopped" in got:
         return got.get("broken") or f"{name}: the solution {got['stopped']}."
     if "raised" in got and "is not written yet" in str(got["raised"]):
         return str(got["raised"]).removeprefix("NotImplementedError: ").partition(" (")[0] + "."
-    should = f"{name} should be {shown(wanted.get('answer'))}."
-    if "raised" in got:
-        return f"{should} It raised {str(got['raised'])[:400]}."
-    return f"{should} It was {shown(got.get('answer'))}.{hint(number, check, part, got, wanted)}"
+    said = hint(number, check, part, outcomes, right)
+    return f"{should} It {'raised' if 'raised' in got else 'was'} {shown(next(iter(got.values())))}.{said}"
 
 
 def judged(number: int, outcomes: list[dict]) -> dict:
     """The points of an exercise, by the outcomes of all its questions."""
     checks, rest = [], iter(outcomes)
-    wanted = right(number)
     for check, (points, what, parts) in enumerate(cases.checks(number, None, SEED)):
-        wrong = ""
-        for part, (name, its) in enumerate(zip(parts, wanted[check], strict=True)):
-            got = next(rest)
-            if not wrong and not same(got, its):
-                wrong = message(number, check, part, name, got, its)
+        its, wanted, wrong = list(itertools.islice(rest, len(parts))), right(number)[check], ""
+        for part, name in enumerate(parts):
+            if not wrong and not same(its[part], wanted[part]):
+                wrong = message(number, check, part, name, its, wanted)
         checks.append({"what": what, "points": 0 if wrong else points, "of": points, "message": wrong})
     return result(number, checks)
 

@@ -18,9 +18,10 @@ from lab.checkpoint import load_run, path_in, save, weights_key
 from lab.files import BadInput, atomic_write
 
 CODE = ["*.py", "lab/*.py", "requirements.txt"]
-COPIED = [*CODE, *"README.md LICENSE CITATION.cff lab/*.txt docs/* course/models/*.pt course/*.ipynb".split()]
+COPIED = [*CODE, *"README.md LICENSE CITATION.cff lab/*.txt docs/* results/*.* results/*/*.*".split()]
 COPIED += [f"course/{name}.py" for name in "__init__ __main__ cases exercises grading".split()]
-COPIED += [f"course/{name}" for name in "EXERCISES.md outcomes.json requirements.txt noising.png".split()]
+COPIED += [f"course/{name}" for name in "EXERCISES.md TEACHING.md outcomes.json requirements.txt".split()]
+COPIED += ["course/dualmd.ipynb", "course/noising.png", "course/models/*.pt"]
 SERVICES = ROOT / "course" / "services"  # what Gradescope and GitHub run
 MODELS = ["all", "A", "B", "distill-cross", "reference"]
 
@@ -37,8 +38,6 @@ def start(numbers: list[int], out: Path, classroom: bool = False) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"--out {out}: exists and is not an empty directory; name another one")
     sources = {path.relative_to(ROOT): path.read_bytes() for pattern in COPIED for path in ROOT.glob(pattern)}
-    for image in re.findall(r"!\[.*?\]\((results/.*?\.png)\)", sources[Path("README.md")].decode()):
-        sources[Path(image)] = (ROOT / image).read_bytes()
     missing = [(Path(EXERCISES[n].file), name, n) for n in numbers for name in EXERCISES[n].functions]
     for file, name, number in missing:
         whole = sources[file].decode()
@@ -108,7 +107,7 @@ def without(removed: list[list[str]], number: int, text: str) -> str:
         for one, other in zip(tokens, tokens[1:]):
             pattern += r"\s*,?" if other in ")]}" else ""
             pattern += (r"\s+" if re.fullmatch(r"\w\w", one[-1] + other[0]) else r"\s*") + re.escape(other)
-        text = re.sub(rf"(?<![\w.]){pattern}(?!\w)", f"# exercise {number}", text)
+        text = re.sub(rf"(?<![\w.]){pattern}(?!\w)", f"# a line of exercise {number}", text)
     return text
 
 

@@ -84,12 +84,11 @@ def test_each_mistake_is_caught_and_called_by_its_name(number, check, mistake, e
     at = mistakes.MISTAKES[number].index((check, mistake, *edits))
     for seed in (0, 1):
         wrong, right = mistakes.mistaken(number, check - 1, seed), mistakes.right(number, seed)[check - 1]
-        pairs = list(zip(wrong[at][1], right, strict=True))
-        part = next(i for i, pair in enumerate(pairs) if not same(*pair))
-    if "answer" in pairs[part][0]:
-        alike = [name for name, its in wrong if same(its[part], pairs[part][0])]
-        said = grading.hint(number, check - 1, part, *pairs[part])
-        assert mistake in alike and said == f" It looks as if {alike[0]}."
+        outcomes = wrong[at][1]
+        part = next(i for i, pair in enumerate(zip(outcomes, right, strict=True)) if not same(*pair))
+    alike = [name for name, its in wrong if all(map(same, its, outcomes))]
+    said = grading.hint(number, check - 1, part, outcomes, right)
+    assert mistake in alike and said == f" It looks as if {alike[0]}."
 
 
 def test_what_is_the_same():
@@ -108,11 +107,12 @@ def test_what_is_the_same():
 
 def test_hints_that_need_no_table():
     def said(got, wanted):
-        return grading.hint(7, 0, 0, {"answer": got}, {"answer": wanted})
+        return grading.hint(7, 0, 0, [{"answer": got}] * 2, [{"answer": wanted}] * 2)
 
     assert said([-3.0, 2.0], [3.0, -2.0]) == " It is right up to the sign."
     assert said([6.0, 4.0], [3.0, 2.0]) == " Each number is 2 times what it should be."
     assert said([[3.0], [2.0]], [3.0, 2.0]) == " The numbers are right, but not the shape."
+    assert said(None, [3.0]) == " Is there a `return`?"
     assert said([3.0, 7.0], [3.0, 2.0]) == said([1.0], [3.0, 2.0]) == said("x", [3.0]) == ""
 
 
@@ -230,6 +230,13 @@ def test_the_handout_has_no_removed_statement(handouts, number):
                     assert statement.strip() in SHARED, found
 
 
+def test_the_handout_s_links_lead_on(handouts):
+    for path in (handouts / "0").rglob("*.md"):
+        for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", path.read_text()):
+            missing = ("http", "../tests/", "../tools/", "../.ci/")  # what students get no copy of
+            assert target.startswith(missing) or (path.parent / target).exists(), (path.name, target)
+
+
 def test_start_says_where_to_write(tmp_path, monkeypatch, capsys):
     """In any order, and once."""
     status, said = call(monkeypatch, capsys, "start", 7, 2, 7, "--out", tmp_path / "s")
@@ -247,9 +254,9 @@ def test_the_documents_name_the_exercise_instead(handouts):
     for document in ("README.md", "course/EXERCISES.md", "docs/manual.md"):
         before, after = ((where / document).read_text().splitlines() for where in (ROOT, handouts / "0"))
         changed = [new for new in after if new not in before]
-        assert all(line.lstrip().startswith("# exercise ") for line in changed)
+        assert all(line.lstrip().startswith("# a line of exercise ") for line in changed)
         assert len(changed) > 8 or document != "README.md"
-    assert "# exercise 5\n# exercise 5\n" in (handouts / "5" / "README.md").read_text()
+    assert "# a line of exercise 5\n# a line of exercise 5\n" in (handouts / "5" / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -7,10 +7,12 @@ pairs of a text in the exercise's functions and what stands there instead. A han
 
 import functools
 import importlib
+import importlib.util
 import sys
+import tempfile
 import threading
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 from course import cases
 from course.exercises import EXERCISES, ROOT, function_lines
@@ -331,9 +333,12 @@ def modules_with(number: int, source: str | None = None) -> SimpleNamespace:
     modules = {name: importlib.import_module(name) for name in modules}
     if source is not None:
         name = Path(EXERCISES[number].file).stem
-        module = modules[name] = ModuleType(f"{name}_of_a_student")
-        sys.modules[module.__name__] = module  # its dataclasses look here for their types
-        exec(compile(source, EXERCISES[number].file, "exec"), vars(module))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, EXERCISES[number].file)
+            path.write_text(source, encoding="utf-8")
+            spec = importlib.util.spec_from_file_location(f"{name}_of_a_student", path)
+            modules[name] = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # its dataclasses look there
+            spec.loader.exec_module(modules[name])
     return SimpleNamespace(**modules)
 
 

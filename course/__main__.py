@@ -72,7 +72,7 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
         if args.batch and not args.batch.is_dir():
             raise BadInput(f"--batch {args.batch}: there is no such folder")
         if args.csv:
-            require_writable(args.csv)
+            require_writable(args.csv), require_writable(args.csv.with_suffix(".json"))
         if args.user:
             grading.user_group(args.user)
     return args
@@ -127,7 +127,7 @@ def json_of(args: argparse.Namespace) -> list[dict]:
 
 def gradescope_of(args: argparse.Namespace) -> list[dict]:
     """Gradescope's results.json: the tests are hidden until the due date, and one line says what was submitted."""
-    grades = grade_anything(args.path, args.number, args.user)
+    grades = grade_anything([args.path], args.number, args.user)
     files = dict.fromkeys(one["file"] for one in grades if "submitted" not in one["checks"][0]["message"])
     read = ", ".join(files) or "nothing that belongs to an exercise"
     tests = []
@@ -164,31 +164,42 @@ def total(grades: list[dict], name: str) -> float:
 # --- a class -------------------------------------------------------------------------------------
 
 
-def grade_anything(path: Path, numbers: list[int], user: str | None) -> list[dict]:
+def grade_anything(paths: list[Path], numbers: list[int], user: str | None) -> list[dict]:
     """The grades of a submission. If it cannot be read, there are no points, and each message says why."""
     try:
-        files = grading.submitted(path)
+        files = grading.submitted(*paths)
     except BadInput as error:
-        return [grading.missing(number, f"Nothing was submitted: {error}") for number in numbers]
+        why = str(error).replace(str(paths[0]), paths[0].name)
+        return [grading.missing(number, f"Nothing was submitted: {why}") for number in numbers]
     return grading.grade(numbers, files, user)
 
 
 def batch(args: argparse.Namespace) -> None:
-    """Grade all submissions of a folder, as many at a time as there are cores, into a table."""
-    paths = sorted(path for path in args.batch.iterdir() if path.name[0] not in "._")
-    if not paths:
-        raise BadInput(f"--batch {args.batch}: it is empty")
+    """Grade all submissions of a folder, as many at a time as there are cores, into a table and a JSON file."""
+    students: dict[str, list[Path]] = {}
+    for path in sorted(args.batch.iterdir()):
+        file, prefix = grading.own_file(path.name)
+        if path.name[0] not in "._" and (path.is_dir() or path.suffix in (".py", ".zip")):
+            students.setdefault(prefix if file and prefix else path.name, []).append(path)  # files of one student
+    if not students:
+        raise BadInput(f"--batch {args.batch}: there are no folders, zips or Python files in it")
     grade = functools.partial(grade_anything, numbers=args.number, user=args.user)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        graded = list(tqdm(pool.map(grade, paths), total=len(paths), unit="submission"))
-    of = [f"{number} (of {one['of']:g})" for number, one in zip(args.number, graded[0])]
+        graded = list(tqdm(pool.map(grade, students.values()), total=len(students), unit="submission"))
+    columns = [f"{one['exercise']} (of {one['of']:g})" for one in graded[0]]
     with atomic_write(args.csv) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["submission", *of, "in all", "remarks"])
-        for path, grades in zip(paths, graded, strict=True):
-            remarks = dict.fromkeys(one["checks"][0]["message"] for one in grades if not one["points"])
-            table.writerow([path.name, *(one["points"] for one in grades), total(grades, "points"), " ".join(remarks)])
-    print(f"{args.csv}: {len(paths)} submissions")
+        table.writerow(["submission", *columns, "in all", "remarks"])
+        for name, grades in zip(students, graded, strict=True):
+            wrong = ((one["exercise"], check["message"]) for one in grades for check in one["checks"][::-1])
+            wrong = {number: message for number, message in wrong if message}  # of an exercise, the first one
+            remarks = " ".join(f"{number}: {message}" for number, message in wrong.items())
+            numbers = [f"{one['points']:g}" for one in grades]
+            safe = f"'{name}" if name[0] in "=+-@" else name  # no formula for a spreadsheet
+            table.writerow([safe, *numbers, f"{total(grades, 'points'):g}", remarks])
+    with atomic_write(args.csv.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(dict(zip(students, graded)), indent=1), encoding="utf-8")
+    print(f"{args.csv}: {len(students)} submissions; all messages are in {args.csv.with_suffix('.json')}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import tempfile
 import textwrap
 import time
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -26,8 +28,8 @@ from course import cases
 from course.exercises import EXERCISES, ROOT
 from lab.files import BadInput, in_a_line
 
-SECONDS, START = 20, 120  # for a question, and for the start of Python and torch
-STOPS = 3  # after which a submission is asked nothing more
+SECONDS, START = 20, 120  # for a question or the import of the solution, and for the start of Python and torch
+STOPS = 2  # questions of an exercise that hang or end Python, after which no more of it are asked
 LARGEST = 2**20  # bytes of a submitted file
 OWN = dict.fromkeys(exercise.file for exercise in EXERCISES.values())
 OUTCOMES = ROOT / "course" / "outcomes.json"
@@ -73,49 +75,58 @@ def stored() -> dict:
 # --- a submission --------------------------------------------------------------------------------
 
 
-def submitted(path: Path) -> dict[str, bytes]:
-    """The Python files of a submission, by name: of a folder, a zip, or a single file.
+def own_file(name: str) -> tuple[str, str]:
+    """The file of an exercise that a submitted file is meant to be, and what stands before its name: "" and "" if none.
 
-    They are those beside the uppermost file that belongs to an exercise. Links are left out. A single file may have a
-    prefix, as in smith_dualmd.py. Raises BadInput where `path` cannot be read, or is too large.
+    Learning platforms write smith_dualmd.py, or dualmd-1.py and dualmd (1).py for a second attempt.
+    """
+    stems = "|".join(Path(file).stem for file in OWN)
+    found = re.fullmatch(rf"(.*?)[ _-]*({stems})(?: ?\(\d+\)|-\d+)?\.py", name)
+    return (f"{found[2]}.py", found[1]) if found else ("", "")
+
+
+def submitted(*paths: Path) -> dict[str, bytes]:
+    """The Python files of a submission, by name: of a folder, a zip, or single files.
+
+    Of a folder or a zip these are the files beside the uppermost one that belongs to an exercise; of a folder without
+    one, those of a zip in it. Links are left out. Raises BadInput where nothing can be read, or a file is too large.
     """
     files: dict[PurePosixPath, bytes] = {}
+    zips = [path for path in paths if zipfile.is_zipfile(path)]
     try:
-        if path.is_dir():
-            for folder, folders, names in os.walk(path):
-                inside = PurePosixPath(Path(folder).relative_to(path).as_posix())
+        for path in paths:
+            for folder, folders, names in os.walk(path) if path.is_dir() else [(path.parent, [], [path.name])]:
+                inside = PurePosixPath(Path(folder).relative_to(path if path.is_dir() else path.parent).as_posix())
                 folders[:] = [name for name in folders if name[0] not in "._" and len(inside.parts) < 4]
-                for name in [name for name in names if name.endswith(".py")]:
-                    file = Path(folder, name)
-                    if not file.is_symlink() and file.is_file() and file.stat().st_size <= LARGEST:
-                        files[inside / name] = file.read_bytes()
-        elif zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
+                for file in [Path(folder, name) for name in names if name.endswith((".py", ".zip"))]:
+                    if file.is_file() and not file.is_symlink() and file.stat().st_size <= LARGEST:
+                        zips += [file] if zipfile.is_zipfile(file) else []
+                        files |= {inside / file.name: file.read_bytes()} if file.suffix == ".py" else {}
+        if not any(own_file(name.name)[0] for name in files):
+            for archive in map(zipfile.ZipFile, zips[:1]):
                 for entry in archive.infolist():
                     name = PurePosixPath(entry.filename)
                     hidden = any(part[0] in "._" for part in name.parts)
                     if name.suffix == ".py" and not hidden and entry.file_size <= LARGEST:
                         files[name] = archive.read(entry)
-        else:
-            own = next((name for name in OWN if path.name.endswith(name)), path.name)
-            files[PurePosixPath(own)] = path.read_bytes()[: LARGEST + 1]
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read as a submission ({in_a_line(error)})") from error
-    mine = [name for name in files if name.name in OWN and len(files[name]) <= LARGEST]
+        raise BadInput(f"{paths[0]} cannot be read as a submission ({in_a_line(error)})") from error
+    mine = [name for name in files if own_file(name.name)[0]]
     if not mine:
-        raise BadInput(f"{path}: no {', '.join(OWN)} there, of at most 1 MiB")
+        raise BadInput(f"{paths[0]}: no {', '.join(OWN)} there, of at most 1 MiB")
     top = min(mine, key=lambda name: (len(name.parts), name)).parent
-    return {name.name: content for name, content in files.items() if name.parent == top}
+    beside = {name.name: content for name, content in files.items() if name.parent == top}
+    return {own_file(name)[0]: content for name, content in beside.items() if own_file(name)[0]} | beside
 
 
-def ask(files: dict[str, bytes], file: str, numbers: list[int], user: str | None = None) -> list[dict]:
-    """A submission's outcomes of all questions of exercises `numbers`, which are written in `file`.
+def ask(files: dict[str, bytes], file: str, numbers: list[int], user: str | None = None) -> dict[int, list[dict]]:
+    """For each of the exercises `numbers`, which are written in `file`, a submission's outcomes of all its questions.
 
-    It runs in a folder with the course's own other files, and with the submitted ones that the course does not have.
-    A question that hangs, or ends Python, costs only itself; after STOPS of them no more are asked. `user`: who runs
-    it, if this process may choose. Raises BadInput if Python cannot start.
+    It runs in a folder with the course's own other files, and with the submitted ones that the course does not have. If
+    a question hangs, or ends Python, the others are asked anew, but no more of an exercise with STOPS of them. `user`:
+    who runs it, if this process may choose. Raises BadInput if Python cannot start.
     """
-    total = sum(len(parts) for number in numbers for *_, parts in cases.checks(number))
+    wanted = {i: n for i, (n, _) in enumerate(cases.questions(EXERCISES)) if n in numbers}
     found: dict[int, dict] = {}
     with tempfile.TemporaryDirectory(prefix="grading-", ignore_cleanup_errors=True) as temporary:
         folder, answers, worker = (Path(temporary, name) for name in ("solution", "answers", "cases.py"))
@@ -128,28 +139,26 @@ def ask(files: dict[str, bytes], file: str, numbers: list[int], user: str | None
         answers.touch()
         for path in (Path(temporary), *Path(temporary).rglob("*")):  # another user can read them
             path.chmod(0o777 if path.is_dir() or path == answers else 0o644)
-        for stops in range(STOPS):
-            first = next((i for i in range(total) if i not in found), total)
-            if first == total:
-                break
-            why = _run([worker, folder, answers, SEED, first, *numbers], answers, user)
-            for i, outcome in _read(answers):
-                if 0 <= i < total:
-                    found.setdefault(i, outcome)
-            missing = next((i for i in range(total) if i not in found), total)
-            if missing < total:
-                found[missing] = {"stopped": why}
-    never = {"stopped": f"was not asked, because the solution was stopped {STOPS} times"}
-    return [found.get(i, never) for i in range(total)]
+        while todo := [i for i in wanted if i not in found]:
+            imported, why = _run([worker, folder, answers, file, SEED, *todo], answers, user)
+            found |= {i: outcome for i, outcome in _read(answers) if i in todo and i not in found}
+            if not imported:
+                found |= dict.fromkeys(todo, {"broken": f"{file} cannot be imported: it {why}."})
+            for i in [i for i in todo if i not in found][:1]:
+                found[i] = {"stopped": why}
+                if [found[k] for k in found if wanted[k] == wanted[i]].count(found[i]) >= STOPS:
+                    never = {"stopped": f"was not asked: it was stopped {STOPS} times"}
+                    found |= {k: never for k in todo if k not in found and wanted[k] == wanted[i]}
+    return {number: [found[i] for i in wanted if wanted[i] == number] for number in numbers}
 
 
-def _run(arguments: list, answers: Path, user: str | None) -> str:
-    """Start cases.py, and stop it where it does not go on. What to say of a question that is missing afterwards."""
+def _run(arguments: list, answers: Path, user: str | None) -> tuple[bool, str]:
+    """Start cases.py, and stop it where it does not go on. Was the solution imported, and why did it end?"""
     hidden = ("PYTHONPATH", "PYTHONSTARTUP", "PWD", "OLDPWD", "GITHUB_TOKEN")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"OMP_NUM_THREADS": "1", "HOME": str(answers.parent), "PYTHONDONTWRITEBYTECODE": "1"}
     who = {"user": user, "group": user_group(user), "extra_groups": []} if user else {}
-    nothing = subprocess.DEVNULL
+    nothing, before = subprocess.DEVNULL, len(_lines(answers))
     try:
         process = subprocess.Popen(
             [sys.executable, *map(str, arguments)], cwd=arguments[1], env=environment, start_new_session=True,
@@ -157,7 +166,7 @@ def _run(arguments: list, answers: Path, user: str | None) -> str:
         )  # fmt: skip
     except OSError as error:
         raise BadInput(f"{sys.executable} cannot be started as user {user or 'you'}: {error.strerror}") from error
-    size, began, deadline = answers.stat().st_size, answers.stat().st_size, time.monotonic() + START
+    size, deadline = answers.stat().st_size, time.monotonic() + START
     try:
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -169,9 +178,10 @@ def _run(arguments: list, answers: Path, user: str | None) -> str:
             os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
         process.kill()
         process.wait()
-    if answers.stat().st_size == began:
+    lines = len(_lines(answers)) - before
+    if not lines:
         raise BadInput(f"{sys.executable} could not import torch and numpy as user {user or 'you'}")
-    return f"was not finished after {SECONDS} seconds" if hung else "ended the Python process"
+    return lines > 1, f"was not finished after {SECONDS} seconds" if hung else "ended the Python process"
 
 
 def user_group(user: str) -> int:
@@ -186,17 +196,18 @@ def user_group(user: str) -> int:
     raise BadInput(f"--user {user}: only root can run a program as another user")
 
 
-def _read(answers: Path) -> list[tuple[int, dict]]:
-    """What cases.py has written, and whatever else is there."""
+def _lines(answers: Path) -> list[bytes]:
     with open(answers, "rb") as file:
-        lines = file.read(cases.FILE).split(b"\n")
-    found = []
-    for line in lines:
+        return file.read(cases.FILE).split(b"\n")[:-1]
+
+
+def _read(answers: Path) -> Iterator[tuple[int, dict]]:
+    """What cases.py has written, and whatever else is there."""
+    for line in _lines(answers):
         with suppress(ValueError, TypeError, RecursionError):
             i, outcome = json.loads(line)
             if type(i) is int and type(outcome) is dict and len(outcome) == 1:
-                found.append((i, outcome))
-    return found
+                yield i, outcome
 
 
 # --- judging -------------------------------------------------------------------------------------
@@ -318,11 +329,7 @@ def grade(numbers: list[int], files: dict[str, bytes], user: str | None = None) 
         mine = [number for number in numbers if EXERCISES[number].file == file]
         if file not in files:
             return {number: missing(number, f"{file} was not submitted.") for number in mine}
-        outcomes, grades = iter(ask(files, file, mine, user) if mine else []), {}
-        for number in mine:
-            count = sum(len(parts) for *_, parts in cases.checks(number))
-            grades[number] = judged(number, [next(outcomes) for _ in range(count)])
-        return grades
+        return {number: judged(number, outcomes) for number, outcomes in ask(files, file, mine, user).items()}
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         grades = {number: one for part in pool.map(of, OWN) for number, one in part.items()}

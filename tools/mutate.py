@@ -102,7 +102,7 @@ def survives(mutant: Mutant, seconds: int) -> bool:
     """Do all tests of its file pass, and in time, on a copy of the project with this mutant?"""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "project"
-        for path in (ROOT / "pyproject.toml", *ROOT.glob("*.py"), *ROOT.glob("*/*.py"), *ROOT.glob("tests/*.json")):
+        for path in (ROOT / "pyproject.toml", *ROOT.glob("*.py"), *ROOT.glob("*/*.py"), *ROOT.glob("*/*.json")):
             (copy / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy / path.relative_to(ROOT))
         (copy.parent / "shared").symlink_to(ROOT.parent / "shared")

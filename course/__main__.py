@@ -164,14 +164,14 @@ def total(grades: list[dict], name: str) -> float:
 # --- a class -------------------------------------------------------------------------------------
 
 
-def grade_anything(paths: list[Path], numbers: list[int], user: str | None) -> list[dict]:
+def grade_anything(paths: list[Path], numbers: list[int], user: str | None, threads: int = 5) -> list[dict]:
     """The grades of a submission. If it cannot be read, there are no points, and each message says why."""
     try:
         files = grading.submitted(*paths)
     except BadInput as error:
         why = str(error).replace(str(paths[0]), paths[0].name)
         return [grading.missing(number, f"Nothing was submitted: {why}") for number in numbers]
-    return grading.grade(numbers, files, user)
+    return grading.grade(numbers, files, user, threads)
 
 
 def batch(args: argparse.Namespace) -> None:
@@ -183,7 +183,7 @@ def batch(args: argparse.Namespace) -> None:
             students.setdefault(prefix if file and prefix else path.name, []).append(path)  # files of one student
     if not students:
         raise BadInput(f"--batch {args.batch}: there are no folders, zips or Python files in it")
-    grade = functools.partial(grade_anything, numbers=args.number, user=args.user)
+    grade = functools.partial(grade_anything, numbers=args.number, user=args.user, threads=1)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         graded = list(tqdm(pool.map(grade, students.values()), total=len(students), unit="submission"))
     columns = [f"{one['exercise']} (of {one['of']:g})" for one in graded[0]]

@@ -19,7 +19,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -129,20 +129,19 @@ def ask(files: dict[str, bytes], file: str, numbers: list[int], user: str | None
     wanted = {i: n for i, (n, _) in enumerate(cases.questions(EXERCISES)) if n in numbers}
     found: dict[int, dict] = {}
     with tempfile.TemporaryDirectory(prefix="grading-", ignore_cleanup_errors=True) as temporary:
-        folder, answers, worker = (Path(temporary, name) for name in ("solution", "answers", "cases.py"))
+        folder, worker = Path(temporary, "solution"), Path(temporary, "cases.py")
         ours = {path.relative_to(ROOT): path.read_bytes() for path in [*ROOT.glob("*.py"), *ROOT.glob("lab/*.py")]}
         theirs = {Path(name): files[name] for name in files if name == file or Path(name) not in ours}
         for path, content in (ours | theirs).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
         shutil.copyfile(ROOT / "course" / "cases.py", worker)
-        answers.touch()
         for path in (Path(temporary), *Path(temporary).rglob("*")):  # another user can read them
-            path.chmod(0o777 if path.is_dir() or path == answers else 0o644)
+            path.chmod(0o755 if path.is_dir() else 0o644)
         while todo := [i for i in wanted if i not in found]:
-            imported, why = _run([worker, folder, answers, file, SEED, *todo], answers, user)
-            found |= {i: outcome for i, outcome in _read(answers) if i in todo and i not in found}
-            if not imported:
+            lines, why = _run([worker, folder, file, SEED, *todo], user)
+            found |= {i: outcome for i, outcome in _outcomes(lines) if i in todo}
+            if len(lines) < 2:
                 found |= dict.fromkeys(todo, {"broken": f"{file} cannot be imported: it {why}."})
             for i in [i for i in todo if i not in found][:1]:
                 found[i] = {"stopped": why}
@@ -152,36 +151,39 @@ def ask(files: dict[str, bytes], file: str, numbers: list[int], user: str | None
     return {number: [found[i] for i in wanted if wanted[i] == number] for number in numbers}
 
 
-def _run(arguments: list, answers: Path, user: str | None) -> tuple[bool, str]:
-    """Start cases.py, and stop it where it does not go on. Was the solution imported, and why did it end?"""
+def _run(arguments: list, user: str | None) -> tuple[list[bytes], str]:
+    """Start cases.py, and stop it where it does not go on. The lines that it wrote, and how it ended."""
     hidden = ("PYTHONPATH", "PYTHONSTARTUP", "PWD", "OLDPWD", "GITHUB_TOKEN")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {"OMP_NUM_THREADS": "1", "HOME": str(answers.parent), "PYTHONDONTWRITEBYTECODE": "1"}
-    who = {"user": user, "group": user_group(user), "extra_groups": []} if user else {}
-    nothing, before = subprocess.DEVNULL, len(_lines(answers))
-    try:
-        process = subprocess.Popen(
-            [sys.executable, *map(str, arguments)], cwd=arguments[1], env=environment, start_new_session=True,
-            stdin=nothing, stdout=nothing, stderr=nothing, **who,
-        )  # fmt: skip
-    except OSError as error:
-        raise BadInput(f"{sys.executable} cannot be started as user {user or 'you'}: {error.strerror}") from error
-    size, deadline = answers.stat().st_size, time.monotonic() + START
-    try:
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-            if answers.stat().st_size > size:
-                size, deadline = answers.stat().st_size, time.monotonic() + SECONDS
-        hung = process.poll() is None
-    finally:
-        with suppress(OSError):  # with what it has started
-            os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
-        process.kill()
-        process.wait()
-    lines = len(_lines(answers)) - before
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"} | ({"HOME": os.sep} if user else {})
+    # -P: without the modules that a solution may write beside cases.py
+    command, nothing = [sys.executable, "-P", *map(str, arguments)], subprocess.DEVNULL
+    how = {"cwd": arguments[1], "env": environment, "start_new_session": True, "stdin": nothing, "stderr": nothing}
+    how |= {"user": user, "group": user_group(user), "extra_groups": []} if user else {}
+    with ExitStack() as stack:
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory()), "answers")
+        # both are open before the solution runs, which then cannot put another file in its place
+        answers, back = (stack.enter_context(open(path, mode)) for mode in ("ab", "rb"))
+        try:
+            process = subprocess.Popen(command, stdout=answers, **how)
+        except OSError as error:
+            raise BadInput(f"{sys.executable} cannot be started as user {user or 'you'}: {error.strerror}") from error
+        size, deadline = 0, time.monotonic() + START
+        try:
+            while process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+                if (now := os.fstat(back.fileno()).st_size) > size:
+                    size, deadline = now, time.monotonic() + SECONDS
+            hung = process.poll() is None
+        finally:
+            with suppress(OSError):  # with what it has started
+                os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+            process.kill()
+            process.wait()
+        lines = back.read(cases.FILE).split(b"\n")[:-1]
     if not lines:
         raise BadInput(f"{sys.executable} could not import torch and numpy as user {user or 'you'}")
-    return lines > 1, f"was not finished after {SECONDS} seconds" if hung else "ended the Python process"
+    return lines, f"was not finished after {SECONDS} seconds" if hung else "ended the Python process"
 
 
 def user_group(user: str) -> int:
@@ -196,17 +198,13 @@ def user_group(user: str) -> int:
     raise BadInput(f"--user {user}: only root can run a program as another user")
 
 
-def _lines(answers: Path) -> list[bytes]:
-    with open(answers, "rb") as file:
-        return file.read(cases.FILE).split(b"\n")[:-1]
-
-
-def _read(answers: Path) -> Iterator[tuple[int, dict]]:
-    """What cases.py has written, and whatever else is there."""
-    for line in _lines(answers):
+def _outcomes(lines: list[bytes]) -> Iterator[tuple[int, dict]]:
+    """What cases.py has written, as (question, outcome), without anything else that is there."""
+    for line in lines:
         with suppress(ValueError, TypeError, RecursionError):
             i, outcome = json.loads(line)
-            if type(i) is int and type(outcome) is dict and len(outcome) == 1:
+            shallow = line.count(b"[") + line.count(b"{") < 500  # a deep one could end this process
+            if shallow and type(i) is int and type(outcome) is dict and len(outcome) == 1:
                 yield i, outcome
 
 
@@ -259,9 +257,8 @@ def hint(number: int, check: int, part: int, outcomes: list[dict], right: list[d
     if one is None or other is None or not one.size or one.size != other.size:
         return ""
     if one.shape != other.shape:
-        return (
-            " The numbers are right, but not the shape." if same(one.ravel().tolist(), other.ravel().tolist()) else ""
-        )
+        alike = same(one.ravel().tolist(), other.ravel().tolist())
+        return " The numbers are right, but not the shape." if alike else ""
     if same((-one).tolist(), other.tolist()):
         return " It is right up to the sign."
     factor = float(one.ravel()[0] / other.ravel()[0]) if other.ravel()[0] else math.nan
@@ -322,8 +319,8 @@ def missing(number: int, why: str) -> dict:
     return result(number, [{"what": what, "points": 0, "of": points, "message": why} for points, what, _ in checks])
 
 
-def grade(numbers: list[int], files: dict[str, bytes], user: str | None = None) -> list[dict]:
-    """The grades of these exercises of a submission."""
+def grade(numbers: list[int], files: dict[str, bytes], user: str | None = None, threads: int = 5) -> list[dict]:
+    """The grades of these exercises of a submission, asked about so many of its files at a time."""
 
     def of(file: str) -> dict[int, dict]:
         mine = [number for number in numbers if EXERCISES[number].file == file]
@@ -331,7 +328,7 @@ def grade(numbers: list[int], files: dict[str, bytes], user: str | None = None) 
             return {number: missing(number, f"{file} was not submitted.") for number in mine}
         return {number: judged(number, outcomes) for number, outcomes in ask(files, file, mine, user).items()}
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         grades = {number: one for part in pool.map(of, OWN) for number, one in part.items()}
     return [grades[number] for number in numbers]
 

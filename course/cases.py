@@ -376,8 +376,8 @@ def exercise_8(m: "Modules", d: Draw) -> Iterator[Check]:
     parts = {f"who was asked what for cross targets {given}": lambda: asked("cross")}
     yield 0.5, "no teacher is called for an image of its own half", parts
     parts = {
-        f"average targets, then targets {name!r}": (
-            lambda name=name: refusal(lambda: targets("average"), lambda: targets(name), "ValueError")
+        f"the number of average targets, then targets {name!r}": (
+            lambda name=name: refusal(lambda: len(targets("average")), lambda: targets(name), "ValueError")
         )
         for name in ("both", "")
     }
@@ -412,8 +412,8 @@ def exercise_9(m: "Modules", d: Draw) -> Iterator[Check]:
     parts = {f"t of all queries of {a} at t = 40, for three images": lambda a=a: asked(a, **how[a]) for a in how}
     yield 0.5, "each attack makes only the queries that it needs", parts
     parts = {
-        f"secmi at t = 10, then at t = {bad}": (
-            lambda bad=bad: refusal(lambda: score("secmi", 10), lambda: score("secmi", bad), "ValueError")
+        f"the number of scores of secmi at t = 10, then secmi at t = {bad}": (
+            lambda bad=bad: refusal(lambda: len(score("secmi", 10)), lambda: score("secmi", bad), "ValueError")
         )
         for bad in (0, 45)
     }
@@ -460,11 +460,10 @@ def exercise_11(m: "Modules", d: Draw) -> Iterator[Check]:
     yield 1.5, "each half finds the best row and its sign", {f"choices from {data}": lambda: judged(clear).choices}
     parts = {"is the AUC above 0.9 with these scores?": lambda: bool(judged(clear).curve.auc > 0.9)}
     yield 0.5, "an AUC below one half is no privacy", parts
+    only = "scores are only noise, in 40 rows: is the mean"
     parts = {
-        "scores are only noise, in 40 rows: is the mean AUC of 12 repetitions at most 0.6?": (
-            lambda: mean_of(noise, lambda result: result.curve.auc) <= 0.6
-        ),
-        "and the mean accuracy at most 0.555?": lambda: mean_of(noise, lambda result: result.asr) <= 0.555,
+        f"{only} AUC of 12 repetitions at most 0.6?": lambda: mean_of(noise, lambda its: its.curve.auc) <= 0.6,
+        f"{only} accuracy at most 0.555?": lambda: mean_of(noise, lambda its: its.asr) <= 0.555,
         "members are shifted by 1 in one row: is the AUC from 0.66 to 0.86, and the accuracy from 0.57 to 0.80?": (
             lambda: [0.66 <= (r := judged(shifted)).curve.auc <= 0.86, 0.57 <= r.asr <= 0.80]
         ),
@@ -483,7 +482,7 @@ def exercise_11(m: "Modules", d: Draw) -> Iterator[Check]:
         return [0.5 < low < 0.76 < high < 0.9]
 
     parts = {"members are shifted by 1 in one row: is the interval from above 0.5 to below 0.9?": inside}
-    parts |= {"scores are only noise, in 40 rows: is the mean width of 6 intervals above 0.33?": lambda: wide() > 0.33}
+    parts |= {f"{only} width of 6 intervals above 0.33?": lambda: wide() > 0.33}
     parts |= {"numpy.random.rand() and torch.rand(()) after a call": lambda: untouched(lambda: judged(shifted))}
     yield 1.5, "the interval includes the luck of the choice", parts
     one = np.zeros((3, 1)), np.zeros((3, 9))

@@ -271,7 +271,7 @@ def shown(value: object) -> str:
     """A value in a message: small arrays in full."""
     array = None if isinstance(value, bool) else numbers(value)
     if array is not None and array.size and not _holds(value, bool):
-        head = array if array.size <= 30 else array.ravel()[:6]
+        head = (array if array.size <= 30 else array.ravel()[:6]).round(12)
         text = np.array2string(head, separator=", ", formatter={"float": "{:.6g}".format}, max_line_width=10**6)
         text = " ".join(text.split())
         return text if array.size <= 30 else f"{text[:-1]}, ...] of shape {list(array.shape)}"

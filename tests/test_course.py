@@ -51,7 +51,12 @@ def caught(number, source, seed):
 # --- the grades ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", EXERCISES)
+def slowly(number, *rest):
+    """Parameters of a test: exercise 11's bootstraps take seconds."""
+    return pytest.param(number, *rest, marks=[pytest.mark.slow] if number == 11 else [])
+
+
+@pytest.mark.parametrize("number", [slowly(number) for number in EXERCISES])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_right_solutions_that_are_written_differently_have_all_points(number, seed):
     assert len(SOLUTIONS[number]) >= 3
@@ -78,7 +83,7 @@ def test_there_are_enough_mistakes(number):
     assert {check for check, _ in names} == set(range(1, len(cases.checks(number)) + 1))
 
 
-@pytest.mark.parametrize("number, check, mistake, edits", [(n, c, m, e) for n, c, m, *e in MISTAKES])
+@pytest.mark.parametrize("number, check, mistake, edits", [slowly(n, c, m, e) for n, c, m, *e in MISTAKES])
 def test_each_mistake_is_caught_and_called_by_its_name(number, check, mistake, edits):
     """With the hand-out's seed and with the teacher's, by the check that the table names. Two may look the same."""
     at = mistakes.MISTAKES[number].index((check, mistake, *edits))

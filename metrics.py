@@ -152,7 +152,6 @@ def roc(members: Scores, nonmembers: Scores) -> ROC:
     thresholds = np.append(np.inf, np.unique(np.concatenate([members, nonmembers]))[::-1])
     hits = len(members) - np.searchsorted(np.sort(members), thresholds)
     false_alarms = len(nonmembers) - np.searchsorted(np.sort(nonmembers), thresholds)
-    hits[0] = false_alarms[0] = 0  # also for infinite scores
     correct = hits + len(nonmembers) - false_alarms
     return ROC(
         fpr=false_alarms / len(nonmembers),

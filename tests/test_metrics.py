@@ -214,6 +214,9 @@ def test_protocols_are_a_function_of_the_seed():
     assert one.curve.auc == same.curve.auc != other.curve.auc
     one, same, other = (published(members[0], nonmembers[0], seed) for seed in (1, 1, 2))
     assert one.interval == same.interval != other.interval
+    assert adaptive(members, nonmembers).choices == adaptive(members, nonmembers, 0).choices
+    for protocol, its in ((adaptive, (members, nonmembers)), (published, (members[0], nonmembers[0]))):
+        assert protocol(*its).interval == protocol(*its, 0).interval, "the seed is 0 by default"
 
 
 def test_adaptive_needs_two_of_each_and_takes_constant_scores():

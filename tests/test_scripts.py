@@ -148,7 +148,11 @@ def test_an_ordinary_student_learns_from_one_teacher_that_it_names(tmp_path, mon
     for run, teacher, named in (("", "all", ()), ("student", "other/reference", ("--teachers", "other/reference.pt"))):
         named = [tmp_path / word if "/" in word else word for word in named]
         losses = record(monkeypatch, train, "training_loss")
+        asked = record(monkeypatch, train.UNet, "forward")
         call(monkeypatch, "--distill", "single", *named, "--run", tmp_path / run)
+        assert len(asked) == 6, "in each step the teacher, and then the student"
+        for ((_, *by_teacher), _), ((_, *by_student), _) in zip(asked[::2], asked[1::2], strict=True):
+            assert all(map(torch.equal, by_teacher, by_student)), "the same images at the same timesteps"
         network = checkpoint.load(tmp_path / f"{teacher}.pt").eps_model()
         assert len(losses) == 3
         for (_, x_t, t, target), _ in losses:

@@ -295,9 +295,9 @@ def message(number: int, check: int, part: int, name: str, outcomes: list[dict],
 
 def judged(number: int, outcomes: list[dict]) -> dict:
     """The points of an exercise, by the outcomes of all its questions."""
-    checks, rest = [], iter(outcomes)
+    checks, rest, answers = [], iter(outcomes), right(number)
     for check, (points, what, parts) in enumerate(cases.checks(number, None, SEED)):
-        its, wanted, wrong = list(itertools.islice(rest, len(parts))), right(number)[check], ""
+        its, wanted, wrong = list(itertools.islice(rest, len(parts))), answers[check], ""
         for part, name in enumerate(parts):
             if not wrong and not same(its[part], wanted[part]):
                 wrong = message(number, check, part, name, its, wanted)

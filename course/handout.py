@@ -77,6 +77,12 @@ def cut(source: str, name: str, number: int) -> str:
     return "\n".join([*lines[:first], *hole, *lines[last:], ""])
 
 
+def body(source: str, name: str) -> str:
+    """What `cut` takes away."""
+    first, last = function_lines(source, name)
+    return textwrap.dedent("\n".join(source.splitlines()[first:last]))
+
+
 def gap(number: int, name: str) -> str:
     """The statement in place of a function's body."""
     return f'raise NotImplementedError("exercise {number}: {name.split(".")[-1]} is not written yet")'
@@ -87,10 +93,8 @@ def statements(source: str, name: str) -> list[list[str]]:
 
     Of a statement that contains others, these are the tokens of its head. A comma before a closing bracket is left out.
     """
-    first, last = function_lines(source, name)
-    body = textwrap.dedent("\n".join(source.splitlines()[first:last]) + "\n")
     found, now = [], []
-    for token in tokenize.generate_tokens(io.StringIO(body).readline):
+    for token in tokenize.generate_tokens(io.StringIO(body(source, name) + "\n").readline):
         if token.type == tokenize.NEWLINE:
             found, now = [*found, now], []
         elif token.type != tokenize.COMMENT and token.string.strip():
@@ -143,11 +147,11 @@ def key(numbers: list[int]) -> None:
         print(f"# Exercise {number}, {exercise.title}: {exercise.file}\n")
         source = (ROOT / exercise.file).read_text(encoding="utf-8")
         for name in exercise.functions:
-            first, last = function_lines(source, name)
-            print(f"```python\n{textwrap.dedent(chr(10).join(source.splitlines()[first:last]))}\n```\n")
-        for points, what, _ in cases.checks(number):
+            print(f"```python\n{body(source, name)}\n```\n")
+        checks = cases.checks(number)
+        for points, what, _ in checks:
             print(f"{points:>5g}  {what}")
-        print(f"{sum(points for points, *_ in cases.checks(number)):>5g}  points in all\n")
+        print(f"{sum(points for points, *_ in checks):>5g}  points in all\n")
         print(re.search(rf"^## {number}\. .*?\n+(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1])
     if not numbers:
         print(text[text.index("## Open: ") :])

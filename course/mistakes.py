@@ -300,8 +300,8 @@ def with_mistake(number: int, *edits: str) -> str:
 
 def modules_with(number: int, source: str | None = None) -> SimpleNamespace:
     """The project's modules; with `source`, the one of this exercise is made from it."""
-    modules = {Path(each.file).stem: None for each in EXERCISES.values()}
-    modules = {name: importlib.import_module(name) for name in modules}
+    names = {Path(each.file).stem for each in EXERCISES.values()}
+    modules = {name: importlib.import_module(name) for name in names}
     if source is not None:
         name = Path(EXERCISES[number].file).stem
         with tempfile.TemporaryDirectory() as folder:
